@@ -1,0 +1,30 @@
+# make run    the main job, with ARGS="--dataset-dir photos --output output" or whatever main.py takes
+# make test   lint, format and tests
+# Both create .venv and install the requirements when they are missing or have changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test clean
+
+run: $(VENV)/.run-ready
+	$(BIN)/python main.py $(ARGS)
+
+test: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q $(ARGS)
+
+$(VENV)/.run-ready: requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'sam2vit needs Python 3.10 or newer; name one: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.test-ready: requirements-test.txt $(VENV)/.run-ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,247 @@
+"""CLIP: loading it, the text features of the prompts, and the label of each photo."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+import checkpoint_utilities
+import prompt_utilities
+from errors import CheckpointError, ConfigError
+from prompt_utilities import DecisionRule, Label
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOGGER = logging.getLogger("sam2vit")
+
+CONTEXT_LENGTH = 77  # tokens that CLIP was trained on, start and end included
+
+_TEXT_BATCH = 256  # prompts per call; bounds the memory of the attention, costs nothing in speed
+
+# CLIP reads the central square only; a longer strip would be enlarged whole before it is cut away.
+_MAX_ASPECT_RATIO = 4
+
+
+class ClipModel:
+    """CLIP with the text features of its prompts: what remains per photo is the image tower.
+
+    Args:
+        model: A name of `clip.available_models()` (downloaded on first use), the name of a .pt under
+            checkpoints/, or a path to a .pt (a state dict, or a TorchScript archive like OpenAI's).
+        device: As torch names it.
+        items: The I items.
+        prompts: The P prompts, item-major as `prompt_utilities.get_prompts` returns them.
+        decision: How the item is chosen; see `prompt_utilities.decide`.
+        precision: Of both towers. Normalisation, the product of the features and the softmax stay in fp32:
+            bf16 logits near 25 are 0.125 apart, and near-synonyms would tie.
+
+    Raises:
+        CheckpointError: There is no such model, or it is no CLIP.
+        ConfigError: A prompt is longer than CLIP's 77 tokens.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        device: str = "cpu",
+        *,
+        items: Sequence[str],
+        prompts: Sequence[str],
+        decision: DecisionRule = "top-prompt",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR,
+        show_progress: bool = True,
+    ) -> None:
+        tokens = tokenize(prompts)  # first: a prompt that is too long should not wait for the weights
+        path = checkpoint_utilities.find_checkpoint(
+            model,
+            checkpoint_utilities.clip_checkpoints(),
+            flag="--clip-model",
+            checkpoints_dir=checkpoints_dir,
+            show_progress=show_progress,
+        )
+        self.items, self.prompts, self.decision = tuple(items), tuple(prompts), decision
+        self.device = device
+        self.digest = checkpoint_utilities.file_digest(path)
+        self._model = _load_clip(path, device)
+        # Kept from the fp32 weights: in bf16 a scale of 100 would be rounded to 0.5%.
+        self._logit_scale = self._model.logit_scale.exp().item()
+        if precision == "bf16":
+            _cast_to_bf16(self._model)
+        cache = checkpoints_dir / "text_features" / f"{_cache_key(self.digest, self.prompts, precision)}.npy"
+        self._text_features = self._get_text_features(tokens, cache)  # (P, D) float32, unit length
+        self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
+
+    def process(self, images: Sequence[np.ndarray]) -> list[Label]:
+        """Returns the label of each photo, from one call of the image tower.
+
+        Args:
+            images: B photos or cut-outs on white, each (H, W, 3) uint8 RGB; their sizes may differ.
+        """
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.stack([self._to_pixels(image) for image in images])  # (B, 3, n, n)
+            features = self._model.encode_image(pixels.to(self.device)).float()
+            features /= features.norm(dim=-1, keepdim=True)
+            prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
+            ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
+        return [
+            prompt_utilities.decide(
+                by_prompt, self.prompts, self.items, rule=self.decision, ensemble_probabilities=by_item
+            )
+            for by_prompt, by_item in zip(prompt_probabilities, ensemble_probabilities, strict=True)
+        ]
+
+    def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
+        logits = self._logit_scale * image_features @ text_features.T
+        return logits.softmax(dim=-1).cpu().numpy()
+
+    def _to_pixels(self, image: np.ndarray) -> Tensor:
+        """Returns a photo as CLIP's own transform makes it: its central square, (3, n, n) float32."""
+        with _without_warnings():
+            from clip.clip import _transform
+
+        height, width = image.shape[:2]
+        longest = _MAX_ASPECT_RATIO * min(height, width)
+        top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+        centre = image[top : height - top, left : width - left]
+        return _transform(self._model.visual.input_resolution)(Image.fromarray(centre))
+
+    def _get_text_features(self, tokens: Tensor, cache: Path) -> Tensor:
+        """Returns the prompts' features, (P, D) float32 of unit length, from the cache or the text tower."""
+        import torch
+
+        if cache.is_file():
+            with contextlib.suppress(OSError, ValueError):  # a damaged cache is computed again
+                features = np.load(cache, allow_pickle=False)
+                if features.shape == (len(tokens), self._model.text_projection.shape[1]):
+                    return torch.from_numpy(features).to(self.device)
+        with torch.inference_mode():
+            batches = [self._model.encode_text(batch.to(self.device)) for batch in tokens.split(_TEXT_BATCH)]
+            features = torch.cat(batches).float()
+            features /= features.norm(dim=-1, keepdim=True)
+        try:
+            _save_array(features.cpu().numpy(), cache)
+        except OSError as error:
+            _LOGGER.info("text features are not kept for the next run: %s", error)
+        return features
+
+
+def tokenize(prompts: Sequence[str]) -> Tensor:
+    """Returns the prompts' tokens, (P, L) int64, at the shortest context L that holds the longest prompt.
+
+    CLIP's text tower is causal and reads its feature at the end token, so what would follow changes nothing:
+    a prompt of 10 tokens costs an eighth of one padded to 77.
+
+    Raises:
+        ConfigError: A prompt has more than 77 tokens, start and end included.
+    """
+    with _without_warnings():
+        import clip
+
+    try:
+        tokens = clip.tokenize(list(prompts), context_length=CONTEXT_LENGTH)
+    except RuntimeError:
+        too_long = next(prompt for prompt in prompts if _count_tokens(prompt) > CONTEXT_LENGTH)
+        raise ConfigError(
+            f"the prompt {too_long!r} has {_count_tokens(too_long)} tokens; CLIP reads at most {CONTEXT_LENGTH}, "
+            "start and end included; shorten it"
+        ) from None
+    # The end token has the highest id; argmax is how CLIP itself finds it. 0 is no padding mark: it is "!".
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+
+def _count_tokens(prompt: str) -> int:
+    with _without_warnings():
+        from clip.clip import _tokenizer
+
+    return len(_tokenizer.encode(prompt)) + 2
+
+
+def _load_clip(path: Path, device: str) -> Any:
+    """Returns a `clip.model.CLIP` in evaluation mode with fp32 weights on a device.
+
+    As `clip.load`, which leaves it to the installed torch whether a pickle may run code.
+    """
+    with _without_warnings():
+        from clip.model import build_model
+
+    weights = _read_clip_weights(path)
+    try:
+        model = build_model(weights)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a CLIP model: {type(error).__name__}: {reason}") from None
+    return model.float().requires_grad_(requires_grad=False).to(device)
+
+
+def _read_clip_weights(path: Path) -> dict[str, Any]:
+    if _is_torchscript(path):
+        import torch
+
+        with _without_warnings():  # torch.jit is deprecated; OpenAI's files know nothing of it
+            try:
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"{path}: a damaged TorchScript archive: {reason}") from None
+    weights = checkpoint_utilities.read_weights(path)
+    if not isinstance(weights, dict) or "text_projection" not in weights:
+        raise CheckpointError(f"{path}: not a CLIP model: no state dict with CLIP's names, such as 'text_projection'")
+    return dict(weights)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, as OpenAI publishes them; those carry a constants.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _cast_to_bf16(model: Any) -> None:
+    """Casts a CLIP to bf16, but for its LayerNorms, which compute in fp32 whatever comes in."""
+    import torch
+
+    model.to(torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()
+
+
+def _mean_features(text_features: Tensor, item_count: int) -> Tensor:
+    """Returns the mean of each item's features, (I, D) of unit length: the prompt ensemble of CLIP's paper."""
+    means = text_features.view(item_count, -1, text_features.shape[-1]).mean(dim=1)
+    return means / means.norm(dim=-1, keepdim=True)
+
+
+def _cache_key(digest: str, prompts: Sequence[str], precision: str) -> str:
+    text = "\n".join([digest, precision, *prompts])  # prompts hold no newline: their spaces are single
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    np.save(temporary, array)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences what importing clip and reading its archives prints at every start (pkg_resources, torch.jit)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,242 @@
+"""The settings of a run: their defaults, config.json, and the checks that both it and the flags pass."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import types
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from errors import ConfigError
+from prompt_utilities import DecisionRule
+
+PROGRAM_DIR = Path(__file__).resolve().parent
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a run can be told. The defaults of the whole program stand here and nowhere else."""
+
+    dataset_dir: str = "dataset_cars"
+    output: str = "output"
+    config: str = "config.json"
+    sam_model: str = "sam2.1_hiera_large"
+    sam_config: str | None = None
+    clip_model: str = "ViT-L/14@336px"
+    no_sam: bool = False
+    margin: float = 0.05
+    background: str = "white"
+    decision: DecisionRule = "top-prompt"
+    device: str = "auto"
+    clip_device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    seed: int = 3
+    overwrite: bool = False
+    limit: int | None = None
+    dry_run: bool = False
+    debug: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    log: str | None = None
+    prefixes: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+    postfixes: tuple[str, ...] = ()
+
+
+PROMPT_KEYS = ("prefixes", "items", "postfixes")
+ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
+_HINTS = get_type_hints(Settings)
+_CONFIG_KEYS = [field.name for field in fields(Settings) if field.name != "config"]
+
+
+def read_settings(flags: Mapping[str, Any]) -> Settings:
+    """Returns the settings of a run: the defaults, overridden by config.json, overridden by the flags.
+
+    Args:
+        flags: What the command line gave, by the names of `Settings`; nothing that it did not give.
+
+    Raises:
+        ConfigError: A value can't be used; names the flag, or the file and key, and the remedy.
+    """
+    for name, value in flags.items():
+        problem = _problem(name, value)
+        if problem:
+            raise ConfigError(f"--{name.replace('_', '-')} {value!r}: {problem}")
+    path = find_config(flags.get("config"))
+    return Settings(**{**read_config(path), **flags, "config": str(path)})
+
+
+def find_config(named: str | None) -> Path:
+    """Returns the config file: the named one, else ./config.json, else the one that comes with the program."""
+    if named is not None:
+        return Path(named)
+    here = Path(Settings.config)
+    return here if here.exists() else PROGRAM_DIR / Settings.config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the checked contents of a config file, by the names of `Settings`.
+
+    Raises:
+        ConfigError: The file is missing, is no JSON, or has an unknown key or an unusable value.
+    """
+    raw = _read_json(path)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = ALIASES.get(key, key)
+        if name not in _CONFIG_KEYS:
+            near = difflib.get_close_matches(key, [*_CONFIG_KEYS, *ALIASES], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_CONFIG_KEYS)}"
+            raise ConfigError(f"{path}: {key!r}: unknown key; {hint}")
+        if name in values:
+            raise ConfigError(f"{path}: {key!r}: is another name for {name!r}, which is set, too; keep one of them")
+        if name in PROMPT_KEYS:
+            values[name] = _read_words(path, name, value)
+            continue
+        problem = _problem(name, value)
+        if problem:
+            raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: {problem}")
+        values[name] = value
+    for key in PROMPT_KEYS:
+        if key not in values:
+            raise ConfigError(f'{path}: {key!r} is missing; add a list of strings, such as "{key}": ["a photo of a"]')
+    for item in values["items"]:
+        problem = _folder_problem(item)
+        if problem:
+            raise ConfigError(f"{path}: 'items': {item!r} can't be the name of a folder: {problem}")
+    return values
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise ConfigError(f"{path}: {key!r} stands twice; keep one of them")
+            seen[key] = value
+        return seen
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; name your file with --config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is no UTF-8; save the file as UTF-8") from None
+    try:
+        raw = json.loads(text, object_pairs_hook=refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: no JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply; it holds settings and three lists of strings") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: holds {_json_type(raw)}; it must be an object: {{...}}")
+    return raw
+
+
+def _read_words(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    """Returns a list of prompt parts with single spaces, checked for type, emptiness and repetition."""
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: must be a list of strings, not {_json_type(value)}")
+    if not value:
+        remedy = "name at least one" if key == "items" else 'use [""] for none'
+        raise ConfigError(f"{path}: {key!r}: the list is empty; {remedy}")
+    words: dict[str, str] = {}
+    for word in value:
+        if not isinstance(word, str):
+            raise ConfigError(f"{path}: {key!r}: {_shorten(word)}: must be a string, not {_json_type(word)}")
+        if any(0xD800 <= ord(character) <= 0xDFFF for character in word):
+            raise ConfigError(f"{path}: {key!r}: {word!r}: holds half a surrogate pair; write the character itself")
+        plain = unicodedata.normalize("NFC", " ".join(word.split()))
+        # Two items that differ only in case would share one folder on macOS and Windows.
+        same = plain.casefold() if key == "items" else plain
+        if same in words:
+            raise ConfigError(f"{path}: {key!r}: {word!r} is the same as {words[same]!r}; keep one of them")
+        words[same] = plain
+    return tuple(words.values())
+
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "123456789")}
+_OWN_FILES = {"metadata.jsonl", "failures.jsonl", "readme.md"}
+
+
+def _folder_problem(item: str) -> str | None:
+    """Says why an item can't be a folder on Linux, macOS or Windows; None where it can."""
+    bad = sorted({character for character in item if character in '/\\<>:"|?*' or not character.isprintable()})
+    problems = {
+        "it is empty": not item,
+        f"it holds {', '.join(map(repr, bad))}": bool(bad),
+        "it begins with a dot, which hides it": item.startswith("."),
+        "it ends in a dot, which Windows drops": item.endswith("."),
+        "Windows reserves that name": item.split(".", 1)[0].strip().casefold() in _RESERVED,
+        "the output has a file of that name": item.casefold() in _OWN_FILES,
+        "it is longer than 200 bytes": len(item.encode()) > 200,
+    }
+    return next((problem for problem, holds in problems.items() if holds), None)
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """Says what is wrong with the value of a setting; None where nothing is."""
+    hint = _HINTS[name]
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Literal) else (hint,)
+    if not any(_fits(value, option) for option in options):
+        return f"must be {' or '.join(_describe(option) for option in options if option is not type(None))}"
+    if isinstance(value, str) and (not value or "\0" in value):
+        return "must not be empty or hold NUL"
+    limits = {
+        "margin": lambda: 0 <= value < 0.5,
+        "batch_size": lambda: value == "auto" or value >= 1,
+        "limit": lambda: value is None or value >= 1,
+        "seed": lambda: 0 <= value < 2**32,
+        "background": lambda: re.fullmatch(r"white|transparent|#[0-9a-fA-F]{6}", value),
+    }
+    if name in limits and not limits[name]():
+        return _LIMITS[name]
+    return None
+
+
+_LIMITS = {
+    "margin": "must be at least 0 and below 0.5: a fraction of the photo's shorter side",
+    "batch_size": "must be at least 1, or auto",
+    "limit": "must be at least 1",
+    "seed": "must lie between 0 and 4294967295, the range of numpy's seeds",
+    "background": "must be white, transparent or a colour such as #c0c0c0",
+}
+
+
+def _fits(value: Any, option: Any) -> bool:
+    """Whether a value is of a type, or one of the values of a Literal; true is no number."""
+    if get_origin(option) is Literal:
+        return any(_fits(value, each) for each in get_args(option))
+    if not isinstance(option, type):
+        return type(value) is type(option) and value == option
+    if option is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is option
+
+
+def _describe(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(map(repr, get_args(option)))
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+    return names.get(option, repr(option))
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true or false", dict: "an object", list: "a list", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+def _shorten(value: Any, limit: int = 60) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

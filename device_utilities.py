@@ -1,0 +1,75 @@
+"""Which device and precision each model runs on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from errors import DeviceError
+
+Purpose = Literal["SAM 2", "CLIP"]
+
+
+def available_devices() -> list[str]:
+    """Returns the devices of this machine, as torch names them: mps, cuda:0, cuda:1, ..., cpu."""
+    import torch
+
+    devices = ["mps"] if torch.backends.mps.is_available() else []
+    devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [*devices, "cpu"]
+
+
+def select_device(device: str, *, purpose: Purpose) -> str:
+    """Returns the device for a model: the named one, or the best of this machine for `auto`.
+
+    SAM 2 takes MPS, else CUDA, else the CPU. CLIP takes CUDA, else the CPU.
+
+    Raises:
+        DeviceError: The named device is not in this machine.
+    """
+    available = available_devices()
+    if device == "auto":
+        fit = [name for name in available if purpose == "SAM 2" or name != "mps"]
+        return fit[0]
+    named = f"{device}:0" if device == "cuda" else device
+    if named not in available:
+        flag = "--device" if purpose == "SAM 2" else "--clip-device"
+        raise DeviceError(f"{flag} {device}: not a device of this machine; it has: {', '.join(available)}, or auto")
+    return named
+
+
+def select_precision(precision: str, device: str) -> Literal["fp32", "bf16"]:
+    """Returns the precision for a device; `auto` is bf16 where its hardware multiplies bf16, else fp32."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 in hardware.
+
+    Without it bf16 is emulated: on an AVX2 CPU its matrix product was measured 250 times slower than fp32's.
+    MPS counts as without: its bf16 depends on the version of macOS, and its causal attention was found wrong
+    in 16-bit formats (pytorch #195910).
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+    if device == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent means no
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False
+
+
+def auto_batch_size(device: str) -> int:
+    """Returns how many photos go through the models in one call.
+
+    On CUDA by memory: 32 from 64 GiB, 16 from 30 GiB, 8 from 14 GiB, else 4, for SAM 2.1 large at 1024 px.
+    Elsewhere 1: the products of one 1024 px photo already fill a CPU or an M-series GPU.
+    """
+    if not device.startswith("cuda"):
+        return 1
+    import torch
+
+    gibibytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return next((size for least, size in ((64, 32), (30, 16), (14, 8)) if gibibytes >= least), 4)

@@ -1,0 +1,513 @@
+"""Cuts the central subject out of every photo of a folder and files it under the item that CLIP sees in it.
+
+python main.py --dataset-dir dataset_cars --output output
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+
+from config_utilities import Precision, Settings, read_settings
+from errors import NotAPhotoError, PhotoError, UserError
+from prompt_utilities import DecisionRule, Label, get_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from clip_utilities import ClipModel
+    from dataset_utilities import PhotoFile
+    from output_utilities import OutputFolder
+    from report_utilities import RunProgress
+    from sam_utilities import Segmentation
+
+# Before torch is imported: operations that MPS lacks run on the CPU instead of failing.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+
+_LOGGER = logging.getLogger("sam2vit")
+
+EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
+EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
+
+DRY_RUN_LINES = 20  # photos that --dry-run lists
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo: `image` is (H, W, 3) uint8 RGB."""
+
+    file: PhotoFile
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelledPhoto:
+    """What the models say of a photo; `segmentation` is None where it stays uncut."""
+
+    photo: Photo
+    segmentation: Segmentation | None
+    label: Label
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
+    try:
+        settings = read_settings(parse_flags(arguments))
+        with _console(settings) as console, _sigterm_interrupts():
+            return dry_run(settings, console) if settings.dry_run else run(settings, console)
+    except UserError as error:
+        _say_error(str(error))
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt as interrupt:  # while loading; from the first photo on, run() handles it
+        _say_error("interrupted before the first photo")
+        return EXIT_SIGNALLED + _signal_of(interrupt)
+
+
+def run(settings: Settings, console: Console) -> int:
+    """Does the whole job: every photo of the dataset into the output folder."""
+    from dataset_utilities import count_files, find_photos
+    from output_utilities import OutputFolder, check_output
+    from pipeline_utilities import call_in_parts, in_batches
+    from report_utilities import RunProgress, print_facts, print_summary
+
+    dataset_dir, output_dir, debug_dir = _folders(settings)
+    own_folders = [output_dir, debug_dir]
+    files = count_files(dataset_dir, exclude=own_folders)
+    check_output(output_dir, dataset_dir)
+    _seed_everything(settings.seed)
+    machine = select_machine(settings)
+    print_facts(console, _facts(settings, machine, files))
+
+    sam2_model, clip_model = load_models(settings, machine)
+    output = OutputFolder(
+        output_dir,
+        _deciding_settings(settings, machine, clip_model),
+        items=settings.items,
+        overwrite=settings.overwrite,
+        threads=_threads(),
+    )
+    if output.done:
+        _LOGGER.warning("%s: %d photos are done already, going on from there", output_dir, output.done)
+    done_before, skipped, interrupt = output.done, [], None
+    began = time.monotonic()
+    try:
+        with output, RunProgress(console, total=files, done=output.done) as progress:
+            found = find_photos(dataset_dir, exclude=own_folders, on_unreadable=functools.partial(_fail_folder, output))
+            photos = read_photos(itertools.islice(found, settings.limit), output, progress, skipped, machine.batch_size)
+            label_batch = functools.partial(
+                label_photos, sam2_model=sam2_model, clip_model=clip_model, settings=settings
+            )
+            for batch in in_batches(photos, machine.batch_size):
+                for photo, labelled in zip(batch, call_in_parts(label_batch, batch, _model_failure), strict=True):
+                    if isinstance(labelled, PhotoError):
+                        _fail(output, photo.file, labelled)
+                    else:
+                        write_photo(labelled, output, settings, debug_dir)
+                    progress.advance()
+            if settings.limit is None:
+                output.forget_earlier_failures()
+    except KeyboardInterrupt as error:
+        interrupt = error
+
+    print_summary(
+        console,
+        items=[(item, count, output.mean_probability(item)) for item, count in output.counts.items()],
+        failures=output.failures,
+        written=sum(output.counts.values()) - done_before,
+        skipped=len(skipped),
+        seconds=time.monotonic() - began,
+    )
+    if interrupt is not None:
+        _say_error("interrupted; what was finished is in place, the same command goes on from there")
+        return EXIT_SIGNALLED + _signal_of(interrupt)
+    if not output.counts and not output.failures:
+        _say_error(f"{settings.dataset_dir}: no photos in it; name your folder with --dataset-dir")
+    return EXIT_COMPLETE if output.counts and not output.failures else EXIT_INCOMPLETE
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the models run, how precisely, and on how many photos at once."""
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    clip_device: str
+    clip_precision: Literal["fp32", "bf16"]
+    batch_size: int
+
+
+def select_machine(settings: Settings) -> Machine:
+    """Returns the devices that the settings name, or the best of this machine."""
+    from device_utilities import auto_batch_size, has_bf16, select_device, select_precision
+
+    device = select_device(settings.device, purpose="SAM 2")
+    clip_device = select_device(settings.clip_device, purpose="CLIP")
+    used = {clip_device} if settings.no_sam else {device, clip_device}
+    if settings.precision == "bf16":
+        for slow in sorted(each for each in used if not has_bf16(each)):
+            _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
+    batch_size = settings.batch_size
+    if batch_size == "auto":
+        batch_size = auto_batch_size(clip_device if settings.no_sam else device)
+    return Machine(
+        device=device,
+        precision=select_precision(settings.precision, device),
+        clip_device=clip_device,
+        clip_precision=select_precision(settings.precision, clip_device),
+        batch_size=batch_size,
+    )
+
+
+def load_models(settings: Settings, machine: Machine) -> tuple[Any, ClipModel]:
+    """Returns SAM 2 (None with `--no-sam`) and CLIP with its prompts encoded, both loaded once per run."""
+    from clip_utilities import ClipModel
+    from sam_utilities import load_sam2
+
+    clip_model = ClipModel(
+        settings.clip_model,
+        machine.clip_device,
+        items=settings.items,
+        prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
+        decision=settings.decision,
+        precision=machine.clip_precision,
+        show_progress=not settings.quiet,
+    )
+    if settings.no_sam:
+        return None, clip_model
+    sam2_model = load_sam2(
+        settings.sam_model,
+        settings.sam_config,
+        machine.device,
+        precision=machine.precision,
+        show_progress=not settings.quiet,
+    )
+    return sam2_model, clip_model
+
+
+def read_photos(
+    files: Iterable[PhotoFile], output: OutputFolder, progress: RunProgress, skipped: list[str], batch_size: int
+) -> Iterator[Photo]:
+    """Yields the photos that are still to be done, decoded by threads ahead of the models.
+
+    Files that can't be read are recorded as failures; files that hold no image are added to `skipped`.
+    """
+    from photo_utilities import read_photo
+    from pipeline_utilities import map_ahead
+
+    def read(file: PhotoFile) -> tuple[PhotoFile, np.ndarray | PhotoError | NotAPhotoError]:
+        try:
+            return file, read_photo(file.path)
+        except (PhotoError, NotAPhotoError) as error:
+            return file, error
+
+    to_do = (file for file in files if not output.is_done(file))
+    threads = _threads()
+    for file, outcome in map_ahead(read, to_do, threads=threads, ahead=batch_size + threads):
+        if isinstance(outcome, NotAPhotoError):
+            _LOGGER.info("%s: skipped: no image", file.source)
+            skipped.append(file.source)
+            progress.advance()
+        elif isinstance(outcome, PhotoError):
+            _fail(output, file, outcome)
+            progress.advance()
+        else:
+            yield Photo(file, outcome)
+
+
+def label_photos(
+    photos: Sequence[Photo], *, sam2_model: Any, clip_model: ClipModel, settings: Settings
+) -> list[LabelledPhoto | PhotoError]:
+    """Returns what the models say of a batch of photos, in one call of each model.
+
+    CLIP always sees the subject on white, whatever the cut-out's background will be. A photo in which SAM 2 finds
+    nothing is a failure: an empty cut-out is no member of any class.
+    """
+    from mask_utilities import paint_background
+    from sam_utilities import predict_sam2
+
+    began = time.perf_counter()
+    images = [photo.image for photo in photos]
+    views, segmentations = images, [None] * len(photos)
+    if sam2_model is not None:
+        segmentations = predict_sam2(images, sam2_model, settings.margin)
+        views = [paint_background(image, each.mask) for image, each in zip(images, segmentations, strict=True)]
+    found = [index for index, each in enumerate(segmentations) if each is None or each.box is not None]
+    labels = clip_model.process([views[index] for index in found]) if found else []
+    seconds = (time.perf_counter() - began) / len(photos)
+
+    results: list[LabelledPhoto | PhotoError] = [
+        PhotoError("no subject at the centre: SAM 2's mask is empty", stage="segment") for _ in photos
+    ]
+    for index, label in zip(found, labels, strict=True):
+        results[index] = LabelledPhoto(photos[index], segmentations[index], label, seconds)
+    return results
+
+
+def write_photo(labelled: LabelledPhoto, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
+    """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
+    from mask_utilities import cut_out
+    from output_utilities import photo_record, write_atomically
+
+    photo, label, segmentation = labelled.photo, labelled.label, labelled.segmentation
+    mask = None if segmentation is None else segmentation.mask
+    draw = functools.partial(cut_out, photo.image, mask, settings.background)
+    output.write(photo.file, draw, photo_record(label, segmentation, photo.image.shape, seconds=labelled.seconds))
+
+    scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
+    if segmentation is not None:
+        scores += f", mask {segmentation.score:.3f}"
+    _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, labelled.seconds)
+    if settings.debug:
+        from inspection_utilities import draw_inspection, encode_jpeg
+
+        picture = draw_inspection(
+            photo.image,
+            draw(),
+            mask=mask,
+            points=None if segmentation is None else segmentation.points,
+            top_items=label.top_items,
+            caption=scores,
+        )
+        write_atomically((debug_dir / photo.file.name).with_suffix(".jpg"), encode_jpeg(picture))
+
+
+def dry_run(settings: Settings, console: Console) -> int:
+    """Says what a run would do, without loading a model or writing a file."""
+    from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
+    from clip_utilities import tokenize
+    from dataset_utilities import count_files, find_photos
+    from output_utilities import check_output
+    from photo_utilities import is_image
+    from report_utilities import count_of, print_facts
+
+    dataset_dir, output_dir, debug_dir = _folders(settings)
+    own_folders = [output_dir, debug_dir]
+    files = count_files(dataset_dir, exclude=own_folders)
+    check_output(output_dir, dataset_dir)
+    prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
+    tokenize(prompts)  # says which prompt is too long
+
+    def describe(model: str, public: Any) -> str:
+        state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"
+        return f"{model} ({state})"
+
+    facts = {
+        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
+        "SAM 2": "off: photos stay uncut" if settings.no_sam else describe(settings.sam_model, SAM2_CHECKPOINTS),
+        "CLIP": describe(settings.clip_model, clip_checkpoints()),
+        "prompts": f"{_count_prompts(settings)}, such as {prompts[0]!r} and {prompts[-1]!r}",
+        "output": settings.output,
+    }
+    print_facts(console, facts)
+    files = min(files, settings.limit or files)
+    for photo in itertools.islice(find_photos(dataset_dir, exclude=own_folders), min(files, DRY_RUN_LINES)):
+        plan = f"{output_dir}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
+        print_facts(console, {f"{photo.source} ->": plan})
+    if files > DRY_RUN_LINES:
+        console.print(f"... and {files - DRY_RUN_LINES} more", highlight=False)
+    return EXIT_COMPLETE
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns the flags that the command line gives, by the names of `Settings`, and nothing that it does not."""
+    return vars(build_parser().parse_args(arguments))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser; a flag that is not given leaves no trace, so that config.json can speak."""
+    parser = _Parser(
+        prog="main.py",
+        description="Cuts the central subject out of every photo with SAM 2, paints the background white, lets CLIP "
+        "choose among the prompts of config.json, and writes the cut-outs to OUTPUT/<item>/.",
+        epilog="Exit code: 0 every photo written; 1 finished, but some photos failed or there were none; 2 could not "
+        "start; 130 interrupted. The same command goes on where the last one stopped.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    default = Settings
+
+    flag = parser.add_argument_group("photos in, cut-outs out").add_argument
+    what = "folder of photos, read with its subfolders, in any format that Pillow reads"
+    flag("--dataset-dir", "-i", metavar="DIR", help=f"{what} (default: {default.dataset_dir})")
+    what = "where the <item>/ folders go"
+    flag("--output", "--output-dir", "-o", metavar="DIR", help=f"{what} (default: {default.output})")
+    what = "prefixes, items and postfixes of the prompts, and any flag's value under its long name with underscores"
+    where = f"./{default.config}, else the one that comes with the program"
+    flag("--config", metavar="FILE", help=f"{what}; flags override it (default: {where})")
+    what = "white, transparent or #rrggbb; CLIP always sees the subject on white"
+    flag("--background", metavar="COLOUR", help=f"{what} (default: {default.background})")
+    flag("--no-sam", "-x", action="store_true", help="classify the whole photo and write it uncut")
+    flag("--limit", type=int, metavar="N", help="only the first N files")
+    flag("--overwrite", action="store_true", help="delete what the last run wrote, and start over")
+    flag("--dry-run", action="store_true", help="show what would be done, and do nothing")
+
+    flag = parser.add_argument_group("models and decisions").add_argument
+    what = "sam2.1_hiera_tiny, _small, _base_plus or _large, another name under checkpoints/, or a path to a .pt"
+    flag("--sam-model", "-s", metavar="MODEL", help=f"{what} (default: {default.sam_model})")
+    what = "architecture of a .pt whose name does not tell it, such as sam2.1_hiera_l"
+    flag("--sam-config", "-c", metavar="CONFIG", help=f"{what} (default: derived from the model's name)")
+    what = "a name of clip.available_models(), another under checkpoints/, or a path to a .pt"
+    flag("--clip-model", "-m", metavar="MODEL", help=f"{what} (default: {default.clip_model})")
+    what = "how far the two supporting points of pass 2 lie from the centre, as a fraction of the shorter side"
+    flag("--margin", "--mask-threshold", type=float, metavar="M", help=f"{what} (default: {default.margin})")
+    what = "top-prompt: the item of the best prompt; item-sum: probabilities summed per item; ensemble: mean text "
+    what += f"feature per item (default: {default.decision})"
+    flag("--decision", choices=get_args(DecisionRule), help=what)
+
+    flag = parser.add_argument_group("machine").add_argument
+    what = "of SAM 2: cpu, cuda, cuda:1, mps (default: MPS, else CUDA, else CPU)"
+    flag("--device", "--force-device", "-f", metavar="DEVICE", help=what)
+    flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
+    what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
+    flag("--precision", choices=get_args(Precision), help=what)
+    what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
+    flag("--batch-size", type=_batch_size, metavar="N", help=what)
+    flag("--seed", "-S", type=int, metavar="N", help=f"for numpy and torch (default: {default.seed})")
+
+    flag = parser.add_argument_group("what is shown").add_argument
+    what = "a line per photo, and an inspection picture in <output>-debug/: mask, points, cut-out, top items"
+    flag("--debug", "-d", action="store_true", help=what)
+    flag("--verbose", "-v", action="store_true", help="a line per photo and per skipped file")
+    flag("--quiet", action="store_true", help="errors only")
+    flag("--log", metavar="FILE", help="append everything to a plain-text log")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _say_error(f"{message}; see --help")
+        self.exit(EXIT_UNUSABLE)
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _folders(settings: Settings) -> tuple[Path, Path, Path]:
+    from output_utilities import sibling
+
+    output_dir = Path(settings.output)
+    return Path(settings.dataset_dir), output_dir, sibling(output_dir, "debug")
+
+
+def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
+    from report_utilities import count_of
+
+    sam2 = f"{settings.sam_model} on {machine.device}, {machine.precision}"
+    return {
+        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
+        "SAM 2": "off: photos stay uncut" if settings.no_sam else sam2,
+        "CLIP": f"{settings.clip_model} on {machine.clip_device}, {machine.clip_precision}",
+        "prompts": f"{_count_prompts(settings)}, decided by {settings.decision}",
+        "output": settings.output,
+    }
+
+
+def _deciding_settings(settings: Settings, machine: Machine, clip_model: ClipModel) -> dict[str, Any]:
+    """Returns the settings that decide results: a run goes on only with the same."""
+    from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
+
+    deciding: dict[str, Any] = {
+        name: getattr(settings, name)
+        for name in ("clip_model", "decision", "background", "no_sam", "prefixes", "items", "postfixes")
+    }
+    deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
+    deciding["clip_weights"] = clip_model.digest
+    deciding["clip_precision"] = machine.clip_precision
+    if not settings.no_sam:
+        sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+        deciding |= {"sam_model": settings.sam_model, "sam_weights": file_digest(sam_path)}
+        deciding |= {"sam_precision": machine.precision, "margin": settings.margin}
+    return deciding
+
+
+def _count_prompts(settings: Settings) -> str:
+    prefixes, items, postfixes = len(settings.prefixes), len(settings.items), len(settings.postfixes)
+    product = f"{prefixes} prefixes x {items} items x {postfixes} postfixes"
+    return f"{product} = {prefixes * items * postfixes} prompts"
+
+
+def _fail(output: OutputFolder, file: PhotoFile, error: PhotoError) -> None:
+    _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
+    output.fail(file.source, error.reason, stage=error.stage)
+
+
+def _fail_folder(output: OutputFolder, folder: str, error: OSError) -> None:
+    _LOGGER.warning("%s: can't be listed: %s", folder, error.strerror)
+    output.fail(folder, f"can't be listed: {error.strerror}", stage="decode")
+
+
+def _model_failure(photo: Photo, error: Exception) -> PhotoError:
+    _LOGGER.debug("%s", photo.file.source, exc_info=error)  # the traceback, for the log
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return PhotoError(f"{type(error).__name__}: {reason}", stage="model")
+
+
+def _seed_everything(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _threads() -> int:
+    """Returns how many threads decode, and how many encode: more than 8 outrun any one device."""
+    return min(8, os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def _console(settings: Settings) -> Iterator[Console]:
+    from rich.console import Console
+
+    from report_utilities import logging_to
+
+    console = Console(quiet=settings.quiet)
+    level = logging.INFO if settings.verbose or settings.debug else logging.WARNING
+    with logging_to(console, level=level, log_file=settings.log):
+        yield console
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _signal_of(interrupt: KeyboardInterrupt) -> int:
+    return signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+
+
+def _say_error(message: str) -> None:
+    from report_utilities import printable
+
+    print(f"main.py: {printable(message)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

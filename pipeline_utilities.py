@@ -1,0 +1,63 @@
+"""Work ahead of the model and around its failures: generic helpers that know nothing of photos."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Iterator[Result]:
+    """Yields function(item) in order, computed by threads while the caller is busy with earlier results.
+
+    At most `ahead` results wait, so memory stays bounded however many items there are. An exception of the
+    function is raised where its result would have been yielded. Closing the iterator cancels what has not begun.
+    """
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields lists of `size` items, the last perhaps shorter, as Python 3.12's `itertools.batched` does."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def call_in_parts(
+    function: Callable[[Sequence[Item]], list[Result]],
+    batch: Sequence[Item],
+    on_error: Callable[[Item, Exception], Result],
+) -> list[Result]:
+    """Returns function(batch); where that raises, the halves are tried, down to the items that raise alone.
+
+    So one bad photo does not take its neighbours with it, and a batch too large for the GPU shrinks until it
+    fits. The result of an item that raises alone is `on_error(item, exception)`.
+    """
+    try:
+        return function(batch)
+    except Exception as error:  # whatever a model raises over one photo is that photo's reason
+        if len(batch) == 1:
+            return [on_error(batch[0], error)]
+    # Out of the except block, whose traceback would keep the failed call's tensors alive.
+    middle = len(batch) // 2
+    return [
+        *call_in_parts(function, batch[:middle], on_error),
+        *call_in_parts(function, batch[middle:], on_error),
+    ]

@@ -1,0 +1,179 @@
+"""What the user sees while a run goes on: console, log, progress and the final table."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_INTERVAL = 10.0  # seconds between progress lines where the output is no terminal
+_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
+
+
+def printable(text: str) -> str:
+    """Returns a text with its control characters and stray bytes escaped, so that no file name steers the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log records on a rich console, above a progress bar where there is one."""
+
+    def __init__(self, console: Console, level: int) -> None:
+        super().__init__(level)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(Text(printable(record.getMessage()), style=_STYLES.get(record.levelno, "dim")))
+
+
+class _FileFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+@contextmanager
+def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterator[logging.Logger]:
+    """Sends the program's log to the console from `level` up, and all of it to a file."""
+    logger = logging.getLogger("sam2vit")
+    logger.setLevel(logging.DEBUG if log_file else level)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
+    if log_file:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+        handlers[-1].setFormatter(_FileFormatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def print_facts(console: Console, facts: Mapping[str, str]) -> None:
+    """Prints the facts of a run, one `name  value` line each."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.print(Text(name.ljust(width + 2), style="bold"), Text(printable(value)), sep="", soft_wrap=True)
+
+
+class _SpeedColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.2f} photos/s")
+
+
+class RunProgress:
+    """A progress bar on a terminal, a line every ten seconds elsewhere; a context manager.
+
+    Args:
+        console: Where to.
+        total: Files in the dataset.
+        done: Of these, done by earlier runs.
+    """
+
+    def __init__(self, console: Console, *, total: int, done: int = 0) -> None:
+        self._console, self._total, self._completed = console, total, done
+        self._bar: Progress | None = None
+        if console.is_terminal and not console.quiet:
+            self._bar = Progress(
+                TextColumn("photos"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                _SpeedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task("photos", total=total, completed=done)
+        self._done_before = done
+        self._begin = self._last_line = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, photos: int = 1) -> None:
+        """Counts photos as dealt with, whether written, failed or skipped."""
+        self._completed += photos
+        if self._bar:
+            self._bar.update(self._task, completed=self._completed)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _PLAIN_INTERVAL:
+            self._last_line = now
+            speed = (self._completed - self._done_before) / (now - self._begin)
+            left = format_seconds((self._total - self._completed) / speed) if speed else "unknown"
+            self._console.print(
+                f"{self._completed}/{self._total} photos, {speed:.2f} photos/s, {left} left", highlight=False
+            )
+
+
+def print_summary(
+    console: Console,
+    *,
+    items: Sequence[tuple[str, int, float]],
+    failures: Sequence[Mapping[str, Any]],
+    written: int,
+    skipped: int,
+    seconds: float,
+) -> None:
+    """Prints the end of a run.
+
+    Args:
+        console: Where to.
+        items: (item, photos, mean probability) of all photos in the output.
+        failures: The rows of failures.jsonl.
+        written: Photos written by this run.
+        skipped: Files that are no images.
+        seconds: This run's.
+    """
+    if items:
+        table = Table(title="Cut-outs by item", title_justify="left")
+        table.add_column("item")
+        table.add_column("photos", justify="right")
+        table.add_column("mean probability", justify="right")
+        for item, count, probability in sorted(items, key=lambda row: (-row[1], row[0])):
+            table.add_row(Text(printable(item)), str(count), f"{probability:.3f}")
+        table.add_section()
+        total = sum(count for _, count, _ in items)
+        mean = sum(count * probability for _, count, probability in items) / total
+        table.add_row("all", str(total), f"{mean:.3f}")
+        console.print(table)
+    speed = written / seconds if seconds else 0.0
+    console.print(
+        f"{count_of(written, 'photo')} written, {len(failures)} failed, {count_of(skipped, 'other file')} skipped; "
+        f"{format_seconds(seconds)}, {speed:.2f} photos/s",
+        highlight=False,
+    )
+    if failures:
+        stages = {row["stage"]: 0 for row in failures}
+        for row in failures:
+            stages[row["stage"]] += 1
+        by_stage = ", ".join(f"{count} in {stage}" for stage, count in sorted(stages.items()))
+        console.print(Text(f"failures.jsonl has the reasons ({by_stage}); the same command tries them again"))
+
+
+def count_of(count: int, noun: str) -> str:
+    """Returns a count with its noun: "1 photo", "2 photos"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as people read it: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
