@@ -17,7 +17,8 @@ from typing import Any
 
 from errors import CheckpointError
 
-CHECKPOINTS_DIR = Path(__file__).resolve().parent / "checkpoints"
+# Beside the program, or wherever a shared or writable place is (a volume of a container).
+CHECKPOINTS_DIR = Path(os.environ.get("SAM2VIT_CHECKPOINTS") or Path(__file__).resolve().parent / "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def load_matching(module: Any, weights: Mapping[str, Any], *, path: Path, archit
     ]
     if differences:
         raise CheckpointError(
-            f"{os.fspath(path)}: does not fit the architecture {architecture}: {len(differences)} tensors differ, "
-            f"such as {differences[0]}; choose another with {flag}"
+            f"{path}: does not fit the architecture {architecture}: difference 1 of {len(differences)}: "
+            f"{differences[0]}; choose another with {flag}"
         )
     module.load_state_dict(weights)

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 import checkpoint_utilities
 import prompt_utilities
-from errors import CheckpointError, ConfigError
+from errors import CheckpointError, PromptError
 from prompt_utilities import DecisionRule, Label
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ClipModel:
 
     Raises:
         CheckpointError: There is no such model, or it is no CLIP.
-        ConfigError: A prompt is longer than CLIP's 77 tokens.
+        PromptError: A prompt is longer than CLIP's 77 tokens.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     a prompt of 10 tokens costs an eighth of one padded to 77.
 
     Raises:
-        ConfigError: A prompt has more than 77 tokens, start and end included.
+        PromptError: A prompt has more than 77 tokens, start and end included.
     """
     with _without_warnings():
         import clip
@@ -155,9 +156,9 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
         tokens = clip.tokenize(list(prompts), context_length=CONTEXT_LENGTH)
     except RuntimeError:
         too_long = next(prompt for prompt in prompts if _count_tokens(prompt) > CONTEXT_LENGTH)
-        raise ConfigError(
-            f"the prompt {too_long!r} has {_count_tokens(too_long)} tokens; CLIP reads at most {CONTEXT_LENGTH}, "
-            "start and end included; shorten it"
+        raise PromptError(
+            f"'prefixes', 'items' and 'postfixes' make the prompt {shorten(too_long, 80)!r} of "
+            f"{_count_tokens(too_long)} tokens; CLIP reads at most {CONTEXT_LENGTH}, start and end included: shorten it"
         ) from None
     # The end token has the highest id; argmax is how CLIP itself finds it. 0 is no padding mark: it is "!".
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]

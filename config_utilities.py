@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from errors import ConfigError
 from prompt_utilities import DecisionRule
@@ -186,7 +186,7 @@ def _folder_problem(item: str) -> str | None:
 def _problem(name: str, value: Any) -> str | None:
     """Says what is wrong with the value of a setting; None where nothing is."""
     hint = _HINTS[name]
-    options = get_args(hint) if get_origin(hint) in (types.UnionType, Literal) else (hint,)
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union, Literal) else (hint,)
     if not any(_fits(value, option) for option in options):
         return f"must be {' or '.join(_describe(option) for option in options if option is not type(None))}"
     if isinstance(value, str) and (not value or "\0" in value):

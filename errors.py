@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """A flag or config.json holds something that can't be used."""
 
 
+class PromptError(ConfigError):
+    """The parts of config.json make a prompt that CLIP can't read."""
+
+
 class DeviceError(UserError):
     """A device or precision that this machine doesn't have."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from config_utilities import Precision, Settings, read_settings
-from errors import NotAPhotoError, PhotoError, UserError
+from errors import ConfigError, NotAPhotoError, PhotoError, PromptError, UserError
 from prompt_utilities import DecisionRule, Label, get_prompts
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ class LabelledPhoto:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
+    config = ""
     try:
         settings = read_settings(parse_flags(arguments))
+        config = settings.config
         with _console(settings) as console, _sigterm_interrupts():
             return dry_run(settings, console) if settings.dry_run else run(settings, console)
     except UserError as error:
-        _say_error(str(error))
+        _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
         return EXIT_UNUSABLE
     except KeyboardInterrupt as interrupt:  # while loading; from the first photo on, run() handles it
         _say_error("interrupted before the first photo")
@@ -389,8 +391,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _say_error(f"{message}; see --help")
-        self.exit(EXIT_UNUSABLE)
+        raise ConfigError(f"{message}; see --help")
 
 
 def _batch_size(text: str) -> int | str:

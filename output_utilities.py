@@ -327,9 +327,9 @@ def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
     except ValueError:
         earlier = {}
     wanted = json.loads(json.dumps(run_settings))
-    differing = [key for key in wanted if earlier.get(key) != wanted[key]]
+    differing = [key for key in {**earlier, **wanted} if earlier.get(key) != wanted.get(key)]
     if differing:
-        changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted[key])}" for key in differing)
+        changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted.get(key))}" for key in differing)
         raise OutputError(
             f"--output {path.parent}: was made with other settings: {changes}; "
             "name another --output, or add --overwrite to start over"

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from errors import ConfigError
+
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines where the output is no terminal
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
@@ -30,7 +32,8 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(Text(printable(record.getMessage()), style=_STYLES.get(record.levelno, "dim")))
+        line = Text(printable(record.getMessage()), style=_STYLES.get(record.levelno, "dim"))
+        self._console.print(line, soft_wrap=True)
 
 
 class _FileFormatter(logging.Formatter):
@@ -47,7 +50,10 @@ def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterato
     logger.propagate = False
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
     if log_file:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+        try:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            raise ConfigError(f"--log {log_file}: {error.strerror}; name a file that can be written") from None
         handlers[-1].setFormatter(_FileFormatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         logger.addHandler(handler)

@@ -1,0 +1,181 @@
+import clip
+import numpy as np
+import pytest
+import torch
+from conftest import make_image
+from PIL import Image
+
+import clip_utilities
+from clip_utilities import ClipModel, tokenize
+from errors import CheckpointError, PromptError
+
+ITEMS = ("red", "dark red", "blue")
+PROMPTS = [f"{prefix} {item} car" for item in ITEMS for prefix in ("a", "the")]
+
+
+@pytest.fixture
+def small(clip_checkpoint, tmp_path):
+    return ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def clips_own(clip_checkpoint):
+    """The same weights through CLIP's own loader: (model, preprocess)."""
+    return clip.load(str(clip_checkpoint), device="cpu")
+
+
+def clips_own_probabilities(clips_own, image, prompts):
+    model, preprocess = clips_own
+    with torch.no_grad():
+        logits, _ = model(preprocess(Image.fromarray(image))[None], clip.tokenize(prompts))
+    return logits.softmax(dim=-1)[0].numpy()
+
+
+def test_probabilities_equal_clips_own_over_all_972_prompts(clips_own, clip_checkpoint, prompts, cars, tmp_path):
+    images = [make_image(640, 426, 0), make_image(90, 200, 1), make_image(64, 64, 2)]
+    ours = ClipModel(str(clip_checkpoint), items=cars["items"], prompts=prompts, checkpoints_dir=tmp_path)
+    for image, label in zip(images, ours.process(images), strict=True):
+        expected = clips_own_probabilities(clips_own, image, prompts)
+        per_item = expected.reshape(len(cars["items"]), -1)
+        assert label.prompt == prompts[expected.argmax()]
+        assert label.probability == pytest.approx(expected.max(), abs=1e-4)
+        for item, probability in label.top_items:
+            assert probability == pytest.approx(per_item[cars["items"].index(item)].sum(), abs=1e-4)
+
+
+def test_every_single_probability_equals_clips_own(clips_own, clip_checkpoint, prompts, cars, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(clip_utilities.prompt_utilities, "decide", lambda by_prompt, *_, **__: seen.append(by_prompt))
+    ours = ClipModel(str(clip_checkpoint), items=cars["items"], prompts=prompts, checkpoints_dir=tmp_path)
+    ours.process([make_image(320, 240)])
+    expected = clips_own_probabilities(clips_own, make_image(320, 240), prompts)
+    assert np.abs(seen[0] - expected).max() < 1e-4
+    assert expected.max() - expected.min() > 1e-3  # the prompts do differ
+
+
+def test_the_ensemble_uses_the_mean_text_feature_of_each_item(clips_own, clip_checkpoint, tmp_path):
+    image = make_image(100, 100)
+    ours = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, decision="ensemble", checkpoints_dir=tmp_path)
+    model, preprocess = clips_own
+    with torch.no_grad():
+        text = model.encode_text(clip.tokenize(PROMPTS))
+        means = (text / text.norm(dim=-1, keepdim=True)).view(3, 2, -1).mean(dim=1)
+        means /= means.norm(dim=-1, keepdim=True)
+        feature = model.encode_image(preprocess(Image.fromarray(image))[None])
+        feature /= feature.norm(dim=-1, keepdim=True)
+        expected = (model.logit_scale.exp() * feature @ means.T).softmax(dim=-1)[0]
+    [label] = ours.process([image])
+    assert label.item == ITEMS[int(expected.argmax())]
+    assert label.item_probability == pytest.approx(expected.max().item(), abs=1e-4)
+
+
+def test_a_batch_gives_each_photo_the_label_that_it_gets_alone(small):
+    images = [make_image(seed=seed) for seed in range(4)]
+    alone = [small.process([image])[0] for image in images]
+    for together, one in zip(small.process(images), alone, strict=True):
+        assert (together.item, together.prompt) == (one.item, one.prompt)
+        assert together.probability == pytest.approx(one.probability, abs=1e-5)
+
+
+def test_the_shortest_context_gives_the_features_of_the_full_one(clips_own, prompts):
+    model, _ = clips_own
+    short, full = tokenize(prompts[:50]), clip.tokenize(prompts[:50])
+    assert short.shape[1] < 20 < full.shape[1] == 77
+    with torch.no_grad():
+        difference = (model.encode_text(short) - model.encode_text(full)).abs().max()
+    assert difference < 1e-4
+
+
+def test_an_exclamation_mark_is_a_token_and_no_padding():
+    [short], [full] = tokenize(["red!!!"]), clip.tokenize(["red!!!"])
+    assert (short == full[: len(short)]).all()
+    assert short[-1] == full.max()
+
+
+def test_text_features_are_computed_once_and_then_read_from_the_cache(clip_checkpoint, tmp_path, monkeypatch):
+    first = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    monkeypatch.setattr("clip.model.CLIP.encode_text", lambda *_: pytest.fail("encoded again"))
+    second = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    assert second.process([make_image()]) == first.process([make_image()])
+
+
+@pytest.mark.parametrize("change", ["prompts", "weights"])
+def test_other_prompts_or_weights_do_not_meet_in_the_cache(tmp_path, change):
+    import random_models
+
+    paths = [random_models.save_random_clip(tmp_path / f"{seed}.pt", seed=seed) for seed in (0, 1)]
+    ClipModel(str(paths[0]), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    other = paths[1] if change == "weights" else paths[0]
+    prompts = [prompt.replace("car", "van") for prompt in PROMPTS] if change == "prompts" else PROMPTS
+    ClipModel(str(other), items=ITEMS, prompts=prompts, checkpoints_dir=tmp_path)
+    assert len(list((tmp_path / "text_features").iterdir())) == 2
+
+
+def test_a_damaged_cache_is_computed_again(clip_checkpoint, tmp_path, small):
+    [cache] = (tmp_path / "text_features").iterdir()
+    cache.write_bytes(cache.read_bytes()[:100])
+    again = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    assert again.process([make_image()]) == small.process([make_image()])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_torchscript_archive_like_openais_gives_the_same_labels(clips_own, small, tmp_path):
+    model, _ = clips_own
+    path = tmp_path / "ViT-micro.pt"
+    example = (torch.zeros(1, 3, 64, 64), clip.tokenize(["a car"]))
+    torch.jit.save(torch.jit.trace(model, example, check_trace=False), path)
+    archived = ClipModel(str(path), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    assert archived.process([make_image()]) == small.process([make_image()])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 700), (700, 1), (1, 1), (2000, 30)])
+def test_strips_are_labelled_without_being_enlarged_whole(small, width, height):
+    assert small.process([make_image(width, height)])[0].item in ITEMS
+
+
+def test_a_prompt_of_more_than_77_tokens_is_quoted_with_its_length():
+    long = "a " * 80 + "car"
+    with pytest.raises(PromptError, match=r"make the prompt 'a a a .*' of 83 tokens; CLIP reads at most 77"):
+        tokenize(["a car", long])
+
+
+def test_a_prompt_of_exactly_77_tokens_is_read():
+    assert tokenize(["a " * 75]).shape == (1, 77)
+
+
+def test_an_unknown_model_lists_the_known_ones(tmp_path):
+    with pytest.raises(CheckpointError, match=r"--clip-model ViT-X: no such model: .*ViT-L/14@336px"):
+        ClipModel("ViT-X", items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+
+
+def test_a_sam_2_checkpoint_is_no_clip(sam2_checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="not a CLIP model"):
+        ClipModel(str(sam2_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+
+
+def test_a_clip_that_lacks_weights_is_one_line(clip_checkpoint, tmp_path):
+    weights = torch.load(clip_checkpoint, weights_only=True)
+    del weights["visual.ln_post.weight"]
+    torch.save(weights, tmp_path / "lacking.pt")
+    with pytest.raises(CheckpointError, match=r"lacking.pt: not a CLIP model: .*ln_post") as error:
+        ClipModel(str(tmp_path / "lacking.pt"), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_bf16_keeps_the_layer_norms_and_the_scale_in_fp32(clip_checkpoint, tmp_path):
+    model = clip_utilities._load_clip(clip_checkpoint, "cpu")
+    clip_utilities._cast_to_bf16(model)
+    assert model.visual.conv1.weight.dtype == torch.bfloat16
+    assert model.visual.ln_post.weight.dtype == torch.float32
+    assert model.encode_text(tokenize(["a car"])).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_agrees_with_the_cpu(clip_checkpoint, small, tmp_path, precision):
+    images = [make_image(seed=seed) for seed in range(4)]
+    on_gpu = ClipModel(
+        str(clip_checkpoint), "cuda:0", items=ITEMS, prompts=PROMPTS, precision=precision, checkpoints_dir=tmp_path
+    )
+    for one, other in zip(small.process(images), on_gpu.process(images), strict=True):
+        assert one.probability == pytest.approx(other.probability, abs=1e-3 if precision == "fp32" else 0.05)

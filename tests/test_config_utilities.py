@@ -1,0 +1,147 @@
+import json
+import re
+
+import pytest
+
+from config_utilities import PROGRAM_DIR, Settings, find_config, read_config, read_settings
+from errors import ConfigError
+
+LISTS = {"prefixes": ["a"], "items": ["red"], "postfixes": ["car"]}
+
+
+def write(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_flags_override_the_config_which_overrides_the_defaults(tmp_path):
+    path = write(tmp_path / "c.json", {**LISTS, "margin": 0.1, "sam_model": "sam2.1_hiera_small"})
+    settings = read_settings({"config": str(path), "margin": 0.2})
+    assert (settings.margin, settings.sam_model, settings.seed) == (0.2, "sam2.1_hiera_small", 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [("output_dir", "x", "output"), ("mask_threshold", 0.1, "margin"), ("force_device", "cpu", "device")],
+)
+def test_a_config_key_may_be_any_long_name_of_a_flag(tmp_path, key, value, name):
+    assert read_config(write(tmp_path / "c.json", {**LISTS, key: value}))[name] == value
+
+
+def test_words_lose_their_outer_and_double_spaces(tmp_path):
+    path = write(tmp_path / "c.json", {"prefixes": ["a "], "items": ["  rose   gold"], "postfixes": [" car"]})
+    assert read_config(path) == {"prefixes": ("a",), "items": ("rose gold",), "postfixes": ("car",)}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_config(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(LISTS).encode())
+    assert read_config(path)["items"] == ("red",)
+
+
+def test_the_shipped_config_is_valid_and_used_where_the_folder_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(None) == PROGRAM_DIR / "config.json"
+    assert len(read_settings({}).items) == 18
+
+
+def test_a_config_in_the_current_folder_comes_before_the_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "config.json", LISTS)
+    assert read_settings({}).items == ("red",)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{", ["line 1", "column 2"]),
+        ("[1]", ["a list", "must be an object"]),
+        ({**LISTS, "itmes": ["x"]}, ["'itmes'", "unknown key", "did you mean 'items'"]),
+        ({**LISTS, "zzzzzz": 1}, ["'zzzzzz'", "known keys: dataset_dir"]),
+        ({**LISTS, "config": "x"}, ["'config'", "unknown key"]),
+        ('{"items": ["a"], "items": ["b"]}', ["'items'", "stands twice"]),
+        ({**LISTS, "margin": 0.1, "mask_threshold": 0.1}, ["'mask_threshold'", "another name for 'margin'"]),
+        ({"prefixes": ["a"], "items": ["red"]}, ["'postfixes' is missing"]),
+        ({**LISTS, "items": []}, ["'items'", "empty", "at least one"]),
+        ({**LISTS, "prefixes": []}, ["'prefixes'", 'use [""]']),
+        ({**LISTS, "items": "red"}, ["'items'", '"red"', "must be a list of strings, not a string"]),
+        ({**LISTS, "items": ["red", 7]}, ["'items'", "7", "must be a string, not a number"]),
+        ({**LISTS, "items": ["red", None]}, ["'items'", "must be a string, not null"]),
+        ({**LISTS, "items": ["red", " red "]}, ["'items'", "' red '", "same as 'red'"]),
+        ({**LISTS, "items": ["Red", "red"]}, ["'items'", "same as 'Red'"]),
+        ({**LISTS, "prefixes": ["a", "a "]}, ["'prefixes'", "same as 'a'"]),
+        ({**LISTS, "margin": "0.1"}, ["'margin'", '"0.1"', "must be a number"]),
+        ({**LISTS, "margin": True}, ["'margin'", "must be a number"]),
+        ({**LISTS, "margin": 0.5}, ["'margin'", "below 0.5"]),
+        ('{"prefixes": [""], "items": ["a"], "postfixes": [""], "margin": NaN}', ["'margin'", "must be a number"]),
+        ({**LISTS, "no_sam": 1}, ["'no_sam'", "must be true or false"]),
+        ({**LISTS, "decision": "best"}, ["'decision'", "'top-prompt' or 'item-sum' or 'ensemble'"]),
+        ({**LISTS, "batch_size": 0}, ["'batch_size'", "at least 1, or auto"]),
+        ({**LISTS, "batch_size": "many"}, ["'batch_size'", "a whole number or 'auto'"]),
+        ({**LISTS, "seed": -1}, ["'seed'", "between 0 and"]),
+        ({**LISTS, "background": "blue"}, ["'background'", "#c0c0c0"]),
+        ({**LISTS, "output": ""}, ["'output'", "must not be empty"]),
+        ('{"items": ["\\ud83d"], "prefixes": [""], "postfixes": [""]}', ["'items'", "half a surrogate pair"]),
+        ("[" * 100_000, ["nested too deeply"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_key_value_and_remedy(tmp_path, value, words):
+    path = write(tmp_path / "c.json", value)
+    with pytest.raises(ConfigError) as error:
+        read_config(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("item", "problem"),
+    [
+        ("../x", "holds '/'"),
+        ("a/b", "holds '/'"),
+        ("a\\b", "holds '\\\\'"),
+        ("..", "begins with a dot"),
+        (".hidden", "begins with a dot"),
+        ("a\0b", "holds '\\x00'"),
+        ("a\x1bb", "holds '\\x1b'"),
+        ("what?", "holds '?'"),
+        ("C:", "holds ':'"),
+        ("con", "Windows reserves"),
+        ("LPT1.old", "Windows reserves"),
+        ("trailing.", "ends in a dot"),
+        ("  ", "is empty"),
+        ("metadata.jsonl", "the output has a file of that name"),
+        ("x" * 201, "longer than 200 bytes"),
+    ],
+)
+def test_an_item_that_is_no_safe_folder_name_is_refused(tmp_path, item, problem):
+    path = write(tmp_path / "c.json", {**LISTS, "items": ["red", item]})
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        read_config(path)
+
+
+def test_a_missing_config_names_the_flag(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.json: No such file or directory; name your file with --config"):
+        read_settings({"config": str(tmp_path / "nowhere.json")})
+
+
+def test_a_config_in_another_encoding_says_so(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_bytes('{"items": ["gr\u00fcn"]}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="is no UTF-8"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [({"margin": 0.7}, "--margin 0.7: must be at least 0"), ({"batch_size": 0}, "--batch-size 0: must be at least 1")],
+)
+def test_a_flag_out_of_range_is_named(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        read_settings(flags)
+
+
+def test_the_defaults_pass_their_own_checks():
+    given = {name: value for name, value in vars(Settings()).items() if name not in ("prefixes", "items", "postfixes")}
+    assert read_settings({name: value for name, value in given.items() if name != "config"}).margin == Settings.margin

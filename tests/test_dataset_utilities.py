@@ -1,0 +1,122 @@
+import os
+import sys
+import unicodedata
+
+import pytest
+from conftest import save_photo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_utilities import count_files, find_photos, output_names
+from errors import DatasetError
+
+
+def names(*files, is_image=lambda _: True):
+    return output_names(files, is_image=is_image)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["car.jpg"], ["car.png"]),
+        (["A.JPG"], ["A.png"]),
+        (["car"], ["car.png"]),
+        (["a.b.jpg"], ["a.b.png"]),
+        (["car.jpg", "car.webp", "bus.jpg"], ["car.jpg.png", "car.webp.png", "bus.png"]),
+        (["A.JPG", "a.png"], ["A.JPG.png", "a.png.png"]),
+        (["car.jpg", "car.webp", "car.jpg.png"], ["car.jpg.png", "car.webp.png", "car.jpg.png.png"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_names_of_cut_outs(files, expected):
+    assert [names(*files)[file] for file in files] == expected
+
+
+def test_a_note_beside_a_photo_does_not_lengthen_its_name():
+    assert names("car.jpg", "car.txt", is_image=lambda name: name.endswith(".jpg"))["car.jpg"] == "car.png"
+
+
+def test_names_that_differ_only_in_case_or_normal_form_are_told_apart():
+    composed, decomposed = "é.jpg", unicodedata.normalize("NFD", "é.jpg")
+    results = list(names("Car.jpg", "car.jpg", composed, decomposed).values())
+    folded = {unicodedata.normalize("NFC", name).casefold() for name in results}
+    assert len(folded) == 4
+
+
+@given(
+    st.sets(st.text(alphabet="aAé\u0301.jpng1", min_size=1, max_size=8).filter(lambda name: name[0] != "."), max_size=8)
+)
+def test_names_never_meet_even_where_case_does_not_count(files):
+    results = names(*sorted(files)).values()
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in results}) == len(files)
+
+
+@given(st.text(min_size=1, max_size=255).filter(lambda text: "/" not in text and "\0" not in text))
+def test_names_fit_into_255_bytes_of_valid_unicode(file):
+    file = os.fsdecode(file.encode(errors="replace")[:255])
+    [name] = names(file).values()
+    assert len(name.encode()) <= 255
+    assert name.endswith(".png")
+
+
+def test_two_long_names_with_the_same_beginning_stay_apart():
+    assert len(set(names("x" * 254 + "a", "x" * 254 + "b").values())) == 2
+
+
+def test_photos_come_folder_by_folder_in_sorted_order(tmp_path):
+    for source in ("b.jpg", "a.jpg", "sub/c.jpg", "sub/deep/d.jpg", "other/e.jpg"):
+        save_photo(tmp_path / source)
+    photos = list(find_photos(tmp_path))
+    assert [photo.source for photo in photos] == ["a.jpg", "b.jpg", "other/e.jpg", "sub/c.jpg", "sub/deep/d.jpg"]
+    assert photos[3].name == "sub/c.png"
+    assert all(photo.path.is_file() for photo in photos)
+    assert count_files(tmp_path) == 5
+
+
+def test_hidden_files_and_the_output_are_left_out(tmp_path):
+    for source in ("a.jpg", "._a.jpg", ".thumbs/b.jpg", "output/red/a.png"):
+        save_photo(tmp_path / source, format="PNG")
+    assert [photo.source for photo in find_photos(tmp_path, exclude=[tmp_path / "output"])] == ["a.jpg"]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+    save_photo(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert [photo.source for photo in find_photos(tmp_path / "photos")] == ["link.jpg"]
+
+
+def test_a_pipe_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert list(find_photos(tmp_path)) == []
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take valid Unicode only")
+def test_bytes_that_are_no_utf_8_become_escapes_in_the_name(tmp_path):
+    (tmp_path / os.fsdecode(b"gr\xfcn.jpg")).write_bytes(b"x")
+    [photo] = find_photos(tmp_path)
+    assert photo.name == "gr%FCn.png"
+
+
+def test_a_missing_dataset_names_the_flag(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere: No such file or directory; .* --dataset-dir"):
+        list(find_photos(tmp_path / "nowhere"))
+
+
+def test_a_subfolder_that_can_not_be_listed_is_reported_and_the_rest_is_found(tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.jpg")
+    save_photo(tmp_path / "locked" / "b.jpg")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if os.fspath(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    reported = []
+    photos = list(find_photos(tmp_path, on_unreadable=lambda folder, error: reported.append((folder, error.strerror))))
+    assert [photo.source for photo in photos] == ["a.jpg"]
+    assert reported == [("locked", "Permission denied")]

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from device_utilities import auto_batch_size, available_devices, has_bf16, select_device, select_precision
+from errors import DeviceError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretends to be a machine with MPS, with some CUDA devices, or with neither."""
+
+    def pretend(*, mps=False, cuda=0, capability=(9, 0), gibibytes=80):
+        properties = type("Properties", (), {"total_memory": gibibytes * 2**30})
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("has", "sam2", "clip"),
+    [
+        ({"mps": True}, "mps", "cpu"),
+        ({"cuda": 2}, "cuda:0", "cuda:0"),
+        ({"mps": True, "cuda": 1}, "mps", "cuda:0"),
+        ({}, "cpu", "cpu"),
+    ],
+    ids=["MPS", "CUDA", "both", "neither"],
+)
+def test_auto_is_mps_then_cuda_then_cpu_for_sam_2_and_never_mps_for_clip(machine, has, sam2, clip):
+    machine(**has)
+    assert select_device("auto", purpose="SAM 2") == sam2
+    assert select_device("auto", purpose="CLIP") == clip
+
+
+@pytest.mark.parametrize(("named", "device"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_named_device_is_taken(machine, named, device):
+    machine(cuda=2)
+    assert select_device(named, purpose="SAM 2") == device
+
+
+@pytest.mark.parametrize(
+    ("named", "purpose", "flag"),
+    [("cuda:7", "SAM 2", "--device"), ("mps", "CLIP", "--clip-device"), ("tpu", "SAM 2", "--device")],
+)
+def test_a_device_that_does_not_exist_is_an_error_that_lists_those_that_do(machine, named, purpose, flag):
+    machine(cuda=2)
+    with pytest.raises(DeviceError, match=rf"^{flag} {named}: .* it has: cuda:0, cuda:1, cpu, or auto$"):
+        select_device(named, purpose=purpose)
+
+
+def test_the_real_machine_has_a_cpu_last():
+    assert available_devices()[-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision"),
+    [("cuda:0", (9, 0), "bf16"), ("cuda:0", (8, 0), "bf16"), ("cuda:0", (7, 5), "fp32"), ("mps", None, "fp32")],
+)
+def test_auto_precision_is_bf16_where_the_hardware_has_it(machine, device, capability, precision):
+    machine(cuda=1, capability=capability)
+    assert select_precision("auto", device) == precision
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_a_cpu_has_bf16_with_amx_or_avx512_bf16(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert has_bf16("cpu") is amx
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_named_precision_is_taken(precision):
+    assert select_precision(precision, "cpu") == precision
+
+
+@pytest.mark.parametrize(("gibibytes", "size"), [(141, 32), (80, 32), (40, 16), (16, 8), (8, 4)])
+def test_the_batch_follows_the_memory_of_the_gpu(machine, gibibytes, size):
+    machine(cuda=1, gibibytes=gibibytes)
+    assert auto_batch_size("cuda:0") == size
+
+
+def test_photos_go_one_by_one_elsewhere():
+    assert auto_batch_size("cpu") == auto_batch_size("mps") == 1

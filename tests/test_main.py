@@ -1,0 +1,448 @@
+"""The whole program: most tests call main() in this process, those about signals and start-up run it as a user does."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_image, save_photo
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import checkpoint_utilities
+import main
+import sam_utilities
+from checkpoint_utilities import PublicCheckpoint
+from config_utilities import PROGRAM_DIR, Settings
+from photo_utilities import read_photo
+from sam_utilities import load_sam2, predict_sam2
+
+WHITE = (255, 255, 255, 255)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A dataset with subfolders, several formats, one pair of rivals for a name, a note and two broken files."""
+    folder = tmp_path / "photos"
+    for seed, source in enumerate(["a.png", "B.JPG", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"]):
+        save_photo(folder / source, 96 + 8 * seed, 64, seed)
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture
+def models(sam2_checkpoint, clip_checkpoint, config):
+    return ["--sam-model", str(sam2_checkpoint), "--clip-model", str(clip_checkpoint), "--config", str(config)]
+
+
+@pytest.fixture
+def run(photos, models, tmp_path, capsys):
+    """Runs main() on the photos; returns its exit code, standard output and standard error."""
+
+    def call(*flags, dataset=photos, output=tmp_path / "out"):
+        code = main.main(["-i", str(dataset), "-o", str(output), *models, *flags])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pngs(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def contents(folder):
+    """The tree of an output, but for the seconds, which no two runs share."""
+    tree = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    tree["metadata.jsonl"] = [{**row, "seconds": None} for row in rows(folder / "metadata.jsonl")]
+    return tree
+
+
+def test_the_whole_job(run, photos, sam2_checkpoint, tmp_path):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "2 prefixes x 3 items x 2 postfixes = 12 prompts" in out
+    assert "6 photos written, 0 failed, 1 other file skipped" in out
+
+    records = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert sorted(records) == ["B.JPG", "a.png", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"]
+    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records.values())
+    assert records["car.jpg"]["file_name"].endswith("/car.jpg.png")
+    assert records["berlin/x/d.png"]["file_name"] == f"{records['berlin/x/d.png']['label']}/berlin/x/d.png"
+    assert rows(tmp_path / "out" / "failures.jsonl") == []
+
+    sam2_model = load_sam2(str(sam2_checkpoint))
+    for source, row in records.items():
+        image = read_photo(photos / source)
+        [segmentation] = predict_sam2([image], sam2_model)
+        cut_out = np.asarray(Image.open(tmp_path / "out" / row["file_name"]))
+        assert cut_out.shape == (*image.shape[:2], 4)
+        assert (cut_out[~segmentation.mask] == WHITE).all()
+        assert (cut_out[segmentation.mask][:, :3] == image[segmentation.mask]).all()
+        assert (cut_out[..., 3] == 255).all()
+        assert row["mask_area"] == pytest.approx(segmentation.mask.mean(), abs=1e-6)
+        assert tuple(row["box"]) == segmentation.box
+
+    folder = ImageFolder(tmp_path / "out")
+    assert len(folder) == 6
+    assert set(folder.classes) == {row["label"] for row in records.values()}
+
+
+@pytest.mark.parametrize("batch_size", ["1", "4", "16"])
+def test_the_size_of_the_batch_changes_no_result(run, tmp_path, batch_size):
+    run(output=tmp_path / "expected")
+    run("--batch-size", batch_size)
+    expected, result = contents(tmp_path / "expected"), contents(tmp_path / "out")
+    for mine, other in zip(result.pop("metadata.jsonl"), expected.pop("metadata.jsonl"), strict=True):
+        for key in ("probability", "item_probability", "margin", "mask_score"):
+            assert mine.pop(key) == pytest.approx(other.pop(key), abs=1e-4)
+        assert mine == other
+    assert result == expected
+
+
+def test_inputs_are_left_as_they_were(run, photos):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.rglob("*") if path.is_file()}
+    run()
+    assert before == {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.rglob("*") if path.is_file()
+    }
+
+
+def test_without_sam_the_whole_photo_is_classified_and_written_uncut(run, photos, tmp_path):
+    code, out, _ = run("-x")
+    assert code == 0
+    assert "off: photos stay uncut" in out
+    for row in rows(tmp_path / "out" / "metadata.jsonl"):
+        cut_out = np.asarray(Image.open(tmp_path / "out" / row["file_name"]))
+        assert (cut_out[..., :3] == read_photo(photos / row["source"])).all()
+        assert (row["mask_score"], row["mask_area"], row["box"], row["points"]) == (None, None, None, None)
+
+
+def test_the_background_changes_what_is_written_and_not_what_clip_sees(run, tmp_path):
+    run(output=tmp_path / "white")
+    run("--background", "#102030", output=tmp_path / "blue")
+    run("--background", "transparent", output=tmp_path / "clear")
+    white, blue, clear = (contents(tmp_path / name) for name in ("white", "blue", "clear"))
+    assert white["metadata.jsonl"] == blue["metadata.jsonl"] == clear["metadata.jsonl"]
+    name = white["metadata.jsonl"][0]["file_name"]
+    images = [np.asarray(Image.open(tmp_path / folder / name)) for folder in ("white", "blue", "clear")]
+    outside = images[2][..., 3] == 0
+    assert outside.any()
+    assert (images[0][outside] == WHITE).all()
+    assert (images[1][outside] == (16, 32, 48, 255)).all()
+    assert all((image[~outside] == images[0][~outside]).all() for image in images)
+
+
+def test_debug_draws_a_picture_and_says_a_line_per_photo(run, tmp_path):
+    _, out, _ = run("--debug", "--log", str(tmp_path / "run.log"))
+    pictures = sorted(
+        path.relative_to(tmp_path / "out-debug").as_posix() for path in (tmp_path / "out-debug").rglob("*.jpg")
+    )
+    assert pictures == ["B.jpg", "a.jpg", "berlin/c.jpg", "berlin/x/d.jpg", "car.jpg.jpg", "car.webp.jpg"]
+    assert "berlin/c.webp: " in out
+    assert "notes.txt: skipped: no image" in out
+    assert "berlin/c.webp: " in (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl"))
+
+
+def test_quiet_says_nothing_when_all_is_well(run):
+    assert run("--quiet") == (0, "", "")
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(run, tmp_path):
+    run("--limit", "3", output=tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 3
+    code, out, _ = run()
+    assert code == 0
+    assert "3 photos are done already" in out
+    assert "3 photos written" in out
+    run(output=tmp_path / "at once")
+    assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+
+
+def test_a_finished_run_started_again_does_nothing_and_succeeds(run):
+    run()
+    code, out, _ = run()
+    assert code == 0
+    assert "0 photos written, 0 failed" in out
+
+
+def test_broken_photos_are_failures_with_a_reason_and_stop_nothing(run, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes((photos / "car.jpg").read_bytes()[:300])
+    (photos / "empty.png").write_bytes(b"")
+    code, out, _ = run()
+    assert code == 1
+    assert {row["source"]: row["stage"] for row in rows(tmp_path / "out" / "failures.jsonl")} == {
+        "broken.jpg": "decode",
+        "empty.png": "decode",
+    }
+    assert "empty.png: failed in decode: the file is empty" in out
+    assert "6 photos written, 2 failed" in out
+
+    save_photo(photos / "broken.jpg")
+    (photos / "empty.png").unlink()
+    assert run()[0] == 0
+    assert rows(tmp_path / "out" / "failures.jsonl") == []
+
+
+def test_a_photo_that_makes_the_model_raise_takes_nothing_else_with_it(run, photos, tmp_path, monkeypatch):
+    def raise_on_odd_sizes(image, image_size):
+        if image.shape[1] == 104:
+            raise RuntimeError("CUDA error: something with B.JPG\nand more lines")
+        return to_pixels(image, image_size)
+
+    to_pixels = sam_utilities._to_pixels
+    monkeypatch.setattr(sam_utilities, "_to_pixels", raise_on_odd_sizes)
+    code, _, _ = run("--batch-size", "6")
+    assert code == 1
+    assert rows(tmp_path / "out" / "failures.jsonl") == [
+        {"source": "B.JPG", "reason": "RuntimeError: CUDA error: something with B.JPG", "stage": "model"}
+    ]
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 5
+
+
+def test_an_empty_mask_is_a_failure_and_never_a_white_picture(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sam_utilities, "_full_size_mask", lambda _, size_wh: np.zeros(size_wh[::-1], bool))
+    code, _, _ = run()
+    assert code == 1
+    assert pngs(tmp_path / "out") == []
+    assert {row["reason"] for row in rows(tmp_path / "out" / "failures.jsonl")} == {
+        "no subject at the centre: SAM 2's mask is empty"
+    }
+
+
+def test_changed_settings_are_named_and_refused_until_overwrite(run, tmp_path):
+    run()
+    before = contents(tmp_path / "out")
+    code, _, err = run("--margin", "0.1")
+    assert code == 2
+    assert "margin was 0.05, is 0.1" in err
+    assert contents(tmp_path / "out") == before
+    assert run("--margin", "0.1", "--overwrite")[0] == 0
+    run("--margin", "0.1", output=tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_other_weights_under_the_same_path_are_other_settings(run, photos, tmp_path, config, clip_checkpoint):
+    import random_models
+
+    sam = tmp_path / "sam2.1_hiera_micro.pt"
+    flags = ["-i", str(photos), "-o", str(tmp_path / "out"), "-s", str(sam), "-m", str(clip_checkpoint)]
+    random_models.save_random_sam2(sam, seed=3)
+    assert main.main([*flags, "--config", str(config)]) == 0
+    random_models.save_random_sam2(sam, seed=4)
+    assert main.main([*flags, "--config", str(config)]) == 2
+
+
+def test_an_output_inside_the_dataset_is_not_read_as_photos(run, photos):
+    assert run(output=photos / "output")[0] == 0
+    code, out, _ = run(output=photos / "output")
+    assert code == 0
+    assert "0 photos written" in out
+
+
+@pytest.mark.parametrize("files", [{}, {"notes.txt": "hello"}], ids=["empty", "no image"])
+def test_a_folder_without_photos_is_no_success(run, tmp_path, files):
+    (tmp_path / "bare").mkdir()
+    for name, text in files.items():
+        (tmp_path / "bare" / name).write_text(text)
+    code, _, err = run(dataset=tmp_path / "bare")
+    assert code == 1
+    assert "no photos in it; name your folder with --dataset-dir" in err
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
+    code, out, err = run("--dry-run")
+    assert (code, err) == (0, "")
+    assert "is in place" in out
+    assert "12 prompts, such as 'a photo of a red car'" in out
+    assert "berlin/c.webp -> " in out
+    assert "<item>/berlin/c.png" in out
+    assert "notes.txt -> no image, would be skipped" in " ".join(out.split())
+    assert not (tmp_path / "out").exists()
+
+
+NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_hiera_none.pt", "0" * 64)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--margin", "abc"], ["--margin", "abc"]),
+        (["--margin", "0.6"], ["--margin 0.6", "below 0.5"]),
+        (["--decision", "best"], ["--decision", "'best'", "top-prompt"]),
+        (["--background", "blue"], ["--background 'blue'", "#c0c0c0"]),
+        (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--no-such-flag"], ["--no-such-flag", "--help"]),
+        (["--config", "nowhere.json"], ["nowhere.json", "--config"]),
+        (["--dataset-dir", "nowhere"], ["nowhere: No such file or directory", "--dataset-dir"]),
+        (["--device", "cuda:99"], ["--device cuda:99: not a device of this machine", "cpu"]),
+        (["--clip-device", "tpu"], ["--clip-device tpu: not a device of this machine", "cpu"]),
+        (["--sam-model", "sam3"], ["--sam-model sam3", "--sam-config"]),
+        (
+            ["--sam-model", "sam3", "--sam-config", "sam2.1_hiera_l"],
+            ["--sam-model sam3: no such model", "known by name"],
+        ),
+        (["--sam-model", "sam2.1_hiera_tiny"], ["127.0.0.1:9", "put it at", "--sam-model"]),
+        (["--sam-config", "sam3_l"], ["--sam-config sam3_l: no such config", "sam2.1_hiera_l"]),
+        (["--sam-config", "sam2.1_hiera_s"], ["does not fit the architecture sam2.1_hiera_s", "--sam-config"]),
+        (["--clip-model", "ViT-X"], ["--clip-model ViT-X: no such model", "ViT-L/14@336px"]),
+        (["--log", "/no/such/folder/run.log"], ["--log /no/such/folder/run.log", "No such file or directory"]),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
+)
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(run, monkeypatch, flags, words):
+    monkeypatch.setattr(checkpoint_utilities, "SAM2_CHECKPOINTS", NO_NETWORK)
+    code, _, err = run(*flags)
+    assert code == 2
+    assert err.startswith("main.py: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_a_prompt_that_is_too_long_names_the_file(run, config):
+    lists = {"prefixes": ["a " * 90], "items": ["red"], "postfixes": ["car"]}
+    config.write_text(json.dumps(lists))
+    code, _, err = run()
+    assert code == 2
+    assert f"{config}: " in err
+    assert "at most 77" in err
+    assert err.count("\n") == 1
+
+
+def test_an_output_around_the_dataset_is_refused(run, photos):
+    code, _, err = run(output=photos.parent)
+    assert code == 2
+    assert "contains the dataset" in err
+
+
+def test_flags_leave_no_trace_when_they_are_not_given():
+    assert main.parse_flags([]) == {}
+    assert main.parse_flags(["-x", "--mask-threshold", "0.1", "-f", "cpu"]) == {
+        "no_sam": True,
+        "margin": 0.1,
+        "device": "cpu",
+    }
+
+
+def test_every_flag_is_a_setting_and_every_setting_has_a_flag():
+    flags = {action.dest for action in main.build_parser()._actions} - {"help"}
+    assert flags == set(vars(Settings())) - {"prefixes", "items", "postfixes"}
+
+
+# What follows runs the program as its users do.
+
+
+def command(*flags):
+    return [sys.executable, str(PROGRAM_DIR / "main.py"), *map(str, flags)]
+
+
+def start(*flags):
+    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_records(process, folder, count):
+    """Waits until `count` photos are recorded; the process must not end before."""
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if (folder / "metadata.jsonl").read_bytes().count(b"\n") >= count:
+                return
+        time.sleep(0.005)
+    pytest.fail(f"ended too early: {process.communicate()}")
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    for seed in range(60):
+        save_photo(tmp_path / "many" / f"{seed % 3}" / f"{seed}.jpg", 400, 300, seed)
+    return tmp_path / "many"
+
+
+def test_a_killed_run_loses_nothing_does_nothing_twice_and_leaves_no_temporary_file(many_photos, models, run, tmp_path):
+    rng = random.Random(0)
+    flags = ["-i", many_photos, "-o", tmp_path / "out", *models]
+    for least in (1, 15, 30):
+        process = start(*flags)
+        wait_for_records(process, tmp_path / "out", least + rng.randrange(10))
+        time.sleep(rng.random() / 50)  # anywhere within a photo
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = len(rows(tmp_path / "out" / "metadata.jsonl"))
+    assert 30 <= done < 60
+    code, out, _ = run(dataset=many_photos)
+    assert code == 0
+    run(dataset=many_photos, output=tmp_path / "undisturbed")
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupt_keeps_what_was_done_and_says_how_to_go_on(many_photos, models, run, tmp_path, number, code):
+    process = start("-i", many_photos, "-o", tmp_path / "out", *models)
+    wait_for_records(process, tmp_path / "out", 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert "the same command goes on from there" in err
+    assert "photos written" in out
+    records = rows(tmp_path / "out" / "metadata.jsonl")
+    assert 3 <= len(records) < 60
+    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records)
+    assert run(dataset=many_photos)[0] == 0
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 60
+
+
+def test_help_and_bad_flags_answer_without_importing_torch():
+    code = "import sys, main\ntry: main.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROGRAM_DIR, capture_output=True, text=True, check=True)
+    assert "--mask-threshold" in result.stdout
+
+
+def test_the_program_runs_from_any_folder_and_shows_no_warnings(photos, models, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    result = subprocess.run(
+        command("-i", "photos", "-o", "out", *models),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(pngs(Path(tmp_path, "out"))) == 6
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")], ids=["unset", "set by the user"])
+def test_mps_falls_back_to_the_cpu_unless_the_user_says_otherwise(given, expected):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTORCH_ENABLE_MPS_FALLBACK"}
+    if given is not None:
+        environment["PYTORCH_ENABLE_MPS_FALLBACK"] = given
+    code = "import main, os; print(os.environ['PYTORCH_ENABLE_MPS_FALLBACK'])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROGRAM_DIR, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_seeds_are_set_for_numpy_and_torch():
+    import torch
+
+    drawn = []
+    for seed in (3, 3, 4):
+        main._seed_everything(seed)
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_one_photo_is_a_batch_of_one(sam2_checkpoint):
+    assert len(predict_sam2([make_image()], load_sam2(str(sam2_checkpoint)))) == 1

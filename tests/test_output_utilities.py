@@ -1,0 +1,320 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import make_image
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import output_utilities
+from dataset_utilities import PhotoFile
+from errors import OutputError
+from mask_utilities import cut_out
+from output_utilities import OutputFolder, check_output, photo_record, sibling, write_atomically, write_png
+from prompt_utilities import Label
+from sam_utilities import Segmentation
+
+ITEMS = ("red", "dark red", "train")
+SETTINGS = {"margin": 0.05, "items": ITEMS}
+
+
+def photo(source="a.jpg", name=None):
+    return PhotoFile(path=output_utilities.Path(source), source=source, name=name or source.replace(".jpg", ".png"))
+
+
+def record(item="red"):
+    label = Label(item, f"a {item} car", 0.25, 0.75, "blue", 0.5, ((item, 0.75), ("blue", 0.25)))
+    return photo_record(label, None, (64, 96, 3), seconds=0.5)
+
+
+def open_folder(path, **options):
+    return OutputFolder(path, SETTINGS, items=ITEMS, **options)
+
+
+def fill(path, *photos, item="red", **options):
+    with open_folder(path, **options) as output:
+        for each in photos:
+            output.write(each, lambda: cut_out(make_image(), None), record(item))
+    return output
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tree(path):
+    return sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+
+
+def test_a_photo_becomes_a_png_and_a_record(tmp_path):
+    fill(tmp_path / "out", photo("sub/a.jpg"))
+    assert tree(tmp_path / "out") == [".run.json", "README.md", "failures.jsonl", "metadata.jsonl", "red/sub/a.png"]
+    image = np.asarray(Image.open(tmp_path / "out" / "red/sub/a.png"))
+    assert (image == cut_out(make_image(), None)).all()
+    [row] = rows(tmp_path / "out" / "metadata.jsonl")
+    assert list(row)[:3] == ["file_name", "label", "source"]
+    assert (row["file_name"], row["label"], row["source"]) == ("red/sub/a.png", "red", "sub/a.jpg")
+
+
+def test_a_record_says_all_that_the_design_promises():
+    segmentation = Segmentation(np.eye(4, dtype=bool), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]), (0, 0, 4, 4))
+    label = Label("red", "a red car", 1 / 3, 2 / 3, None, 2 / 3, ())
+    assert photo_record(label, segmentation, (4, 4, 3), seconds=0.123456) == {
+        "label": "red",
+        "prompt": "a red car",
+        "probability": 0.333333,
+        "item_probability": 0.666667,
+        "runner_up": None,
+        "margin": 0.666667,
+        "mask_score": 0.876543,
+        "mask_area": 0.25,
+        "box": (0, 0, 4, 4),
+        "points": [[2, 2], [3, 3], [1, 3]],
+        "width": 4,
+        "height": 4,
+        "flags": [],
+        "seconds": 0.1235,
+    }
+
+
+def test_records_follow_the_order_of_the_photos_though_pngs_finish_out_of_order(tmp_path):
+    photos = [photo(f"{number:03}.jpg") for number in range(40)]
+    sizes = [(600, 400) if number % 2 else (8, 8) for number in range(40)]
+    with open_folder(tmp_path / "out", threads=4) as output:
+        for each, size in zip(photos, sizes, strict=True):
+            output.write(each, lambda size=size: cut_out(make_image(*size), None), record())
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == [each.source for each in photos]
+
+
+def test_a_second_run_knows_what_is_done(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("a.jpg"))
+        assert not again.is_done(photo("b.jpg"))
+        assert (again.done, again.counts["red"], again.mean_probability("red")) == (1, 1, 0.75)
+
+
+def test_a_torn_last_record_is_dropped_and_its_photo_done_again(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
+    metadata = tmp_path / "out" / "metadata.jsonl"
+    metadata.write_bytes(metadata.read_bytes()[:-20])
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("a.jpg"))
+        assert not again.is_done(photo("b.jpg"))
+    assert [row["source"] for row in rows(metadata)] == ["a.jpg"]
+
+
+def test_a_record_that_lacks_only_its_newline_does_not_swallow_the_next(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    metadata = tmp_path / "out" / "metadata.jsonl"
+    metadata.write_bytes(metadata.read_bytes().rstrip())
+    fill(tmp_path / "out", photo("b.jpg"))
+    assert [row["source"] for row in rows(metadata)] == ["a.jpg", "b.jpg"]
+
+
+def test_a_record_whose_png_is_gone_is_dropped(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / "red" / "a.png").unlink()
+    with open_folder(tmp_path / "out") as again:
+        assert not again.is_done(photo("a.jpg"))
+
+
+def test_a_png_that_a_kill_left_without_a_record_gives_way_wherever_it_lies(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    write_png(tmp_path / "out" / "dark red" / "b.png", cut_out(make_image(), None))
+    write_png(tmp_path / "out" / "red" / "mine.png", cut_out(make_image(), None))
+    fill(tmp_path / "out", photo("b.jpg"))
+    pngs = [name for name in tree(tmp_path / "out") if name.endswith(".png")]
+    assert pngs == ["red/a.png", "red/b.png", "red/mine.png"]  # what no photo is named for stays
+
+
+def test_temporary_files_of_a_killed_run_are_cleared_away(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / "red" / ".tmp-123-4").write_bytes(b"half a PNG")
+    (tmp_path / "out" / ".tmp-123-5").write_bytes(b"half a record")
+    open_folder(tmp_path / "out").__exit__(None)
+    assert not [name for name in tree(tmp_path / "out") if ".tmp-" in name]
+
+
+def test_a_new_photo_does_not_take_the_name_of_one_that_was_deleted_since(tmp_path):
+    fill(tmp_path / "out", photo("car.jpg", "car.png"))
+    fill(tmp_path / "out", photo("car.webp", "car.png"))
+    assert {row["source"]: row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl")} == {
+        "car.jpg": "red/car.png",
+        "car.webp": "red/webp-car.png",
+    }
+
+
+def test_failures_stand_until_their_photo_is_written(tmp_path):
+    with open_folder(tmp_path / "out") as output:
+        output.fail("a.jpg", "truncated", stage="decode")
+        output.fail("b.jpg", "truncated", stage="decode")
+    assert rows(tmp_path / "out" / "failures.jsonl") == [
+        {"source": "a.jpg", "reason": "truncated", "stage": "decode"},
+        {"source": "b.jpg", "reason": "truncated", "stage": "decode"},
+    ]
+    again = fill(tmp_path / "out", photo("a.jpg"))
+    assert [row["source"] for row in again.failures] == ["b.jpg"]
+    assert [row["source"] for row in rows(tmp_path / "out" / "failures.jsonl")] == ["b.jpg"]
+
+
+def test_a_failure_of_a_photo_that_is_no_longer_there_is_forgotten_by_a_whole_run(tmp_path):
+    with open_folder(tmp_path / "out") as output:
+        output.fail("deleted.jpg", "truncated", stage="decode")
+    with open_folder(tmp_path / "out") as again:
+        again.fail("b.jpg", "truncated", stage="decode")
+        again.forget_earlier_failures()
+    assert [row["source"] for row in rows(tmp_path / "out" / "failures.jsonl")] == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({**SETTINGS, "margin": 0.1}, "margin was 0.05, is 0.1"),
+        ({**SETTINGS, "items": ["red"]}, r'items was \["red", "dark red", "train"\], is \["red"\]'),
+        ({**SETTINGS, "sam_model": "x"}, 'sam_model was null, is "x"'),
+        ({"margin": 0.05}, r'items was \["red", "dark red", "train"\], is null'),
+    ],
+)
+def test_other_settings_are_refused_with_what_differs(tmp_path, settings, words):
+    fill(tmp_path / "out", photo())
+    with pytest.raises(OutputError, match=rf"other settings: {words}; .* --overwrite"):
+        OutputFolder(tmp_path / "out", settings, items=ITEMS)
+    assert (tmp_path / "out" / "red" / "a.png").exists()
+
+
+def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"), photo("sub/b.jpg"))
+    (tmp_path / "out" / "red" / "notes.txt").write_text("mine")
+    with OutputFolder(tmp_path / "out", {"margin": 0.1}, items=ITEMS, overwrite=True) as output:
+        assert output.done == 0
+    assert tree(tmp_path / "out") == [".run.json", "README.md", "failures.jsonl", "metadata.jsonl", "red/notes.txt"]
+
+
+def test_overwrite_never_follows_a_record_out_of_the_output(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "precious.png").write_bytes(b"mine")
+    line = json.dumps({"file_name": "../precious.png", "label": "red", "source": "x", "item_probability": 1})
+    with (tmp_path / "out" / "metadata.jsonl").open("a") as metadata:
+        metadata.write(line + "\n")
+    open_folder(tmp_path / "out", overwrite=True).__exit__(None)
+    assert (tmp_path / "precious.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("photos", "is the dataset"),
+        (".", "contains the dataset"),
+        ("file", "is a file"),
+        ("full", "holds files that are not of a sam2vit run, such as 'thesis.txt'"),
+    ],
+)
+def test_an_output_that_would_mix_with_other_files_is_refused(tmp_path, output, words):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=words):
+        check_output(tmp_path / output, tmp_path / "photos")
+
+
+@pytest.mark.parametrize("output", ["photos/output", "new", "empty"])
+def test_an_output_of_its_own_is_accepted_inside_the_dataset_as_well(tmp_path, output):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "empty").mkdir()
+    check_output(tmp_path / output, tmp_path / "photos")
+
+
+def test_an_output_that_can_not_be_made_says_why(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match=r"out: can't be written: Not a directory"):
+        open_folder(tmp_path / "file" / "out")
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_a_later_run_goes_on(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fill(tmp_path / "out", photo("a.jpg"))
+    with monkeypatch.context() as patch:
+        patch.setattr(output_utilities, "write_png", no_space)
+        with pytest.raises(
+            OutputError, match=r"b.png: can't be written: No space left on device; .* goes on from there"
+        ):
+            fill(tmp_path / "out", photo("b.jpg"))
+    fill(tmp_path / "out", photo("b.jpg"))
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.jpg", "b.jpg"]
+
+
+def test_a_name_that_the_file_system_refuses_fails_its_photo_alone(tmp_path):
+    output = fill(tmp_path / "out", photo("long.jpg", "x" * 300 + ".png"), photo("b.jpg"))
+    assert [row["source"] for row in output.failures] == ["long.jpg"]
+    assert output.failures[0]["stage"] == "write"
+    assert output.counts["red"] == 1
+
+
+def test_after_an_error_what_was_finished_is_recorded(tmp_path):
+    with pytest.raises(RuntimeError, match="bug"), open_folder(tmp_path / "out") as output:
+        output.write(photo("a.jpg"), lambda: cut_out(make_image(), None), record())
+        while not output._pending or not output._pending[0][0].done():
+            pass
+        raise RuntimeError("bug")
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.jpg"]
+
+
+def test_a_write_that_fails_leaves_neither_half_a_file_nor_the_loss_of_the_old_one(tmp_path):
+    write_atomically(tmp_path / "file", b"old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "file", "not bytes")
+    assert tree(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_source_of_bytes_that_are_no_utf_8_makes_valid_json(tmp_path):
+    source = os.fsdecode(b"gr\xfcn.jpg")
+    fill(tmp_path / "out", photo(source, "gr%FCn.png"))
+    [row] = rows(tmp_path / "out" / "metadata.jsonl")
+    assert row["source"] == source
+    assert open_folder(tmp_path / "out").is_done(photo(source))
+
+
+def test_side_products_stand_beside_the_output(tmp_path):
+    assert sibling(tmp_path / "out", "debug") == tmp_path / "out-debug"
+
+
+def fill_with_traps(path):
+    """Names that folder-reading loaders take for splits, at several depths."""
+    with open_folder(path) as output:
+        for source, item in [
+            ("IMG_test-1.jpg", "train"),
+            ("a.jpg", "dark red"),
+            ("sub/deep/b.jpg", "dark red"),
+            ("test/c.jpg", "red"),
+        ]:
+            output.write(photo(source), lambda: cut_out(make_image(), None), record(item))
+
+
+def test_torchvision_reads_the_folder_with_its_classes(tmp_path):
+    fill_with_traps(tmp_path / "out")
+    folder = ImageFolder(tmp_path / "out")
+    assert folder.classes == ["dark red", "red", "train"]
+    assert [folder.classes[label] for _, label in folder.samples] == ["dark red", "dark red", "red", "train"]
+
+
+def test_hugging_face_datasets_reads_every_photo_with_its_label(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    fill_with_traps(tmp_path / "out")
+    splits = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert set(splits) == {"train"}
+    labels = {row["source"]: row["label"] for row in splits["train"]}
+    assert labels == {
+        "IMG_test-1.jpg": "train",
+        "a.jpg": "dark red",
+        "sub/deep/b.jpg": "dark red",
+        "test/c.jpg": "red",
+    }
+    assert splits["train"][0]["image"].size == (96, 64)

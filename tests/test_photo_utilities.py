@@ -1,0 +1,208 @@
+import io
+
+import numpy as np
+import pytest
+from conftest import make_image, save_photo
+from PIL import Image, ImageCms
+
+import photo_utilities
+from errors import NotAPhotoError, PhotoError
+from photo_utilities import is_image, read_photo
+
+# A picture of four quarters: which corner is which shows its orientation, which colour its conversion.
+QUARTERS = np.zeros((40, 60, 3), np.uint8)
+QUARTERS[:20, :30], QUARTERS[:20, 30:], QUARTERS[20:, :30], QUARTERS[20:, 30:] = (
+    (200, 30, 40),
+    (40, 180, 60),
+    (50, 60, 190),
+    (230, 220, 90),
+)
+
+
+def read(image, tmp_path, name="photo.png", **options):
+    image.save(tmp_path / name, **options)
+    return read_photo(tmp_path / name)
+
+
+def test_a_lossless_rgb_photo_comes_back_pixel_for_pixel(tmp_path):
+    image = read(Image.fromarray(QUARTERS), tmp_path)
+    assert image.dtype == np.uint8
+    assert (image == QUARTERS).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    stored = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](QUARTERS)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = read(Image.fromarray(np.ascontiguousarray(stored)), tmp_path, "p.jpg", exif=exif, quality=95, subsampling=0)
+    assert image.shape == QUARTERS.shape
+    assert np.abs(image.astype(int) - QUARTERS).mean() < 3
+
+
+def with_alpha(image, alpha):
+    return np.dstack([image, np.full(image.shape[:2], alpha, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [(255, QUARTERS), (0, np.full_like(QUARTERS, 255)), (128, (QUARTERS.astype(int) + 255) // 2)],
+    ids=["opaque", "transparent", "half"],
+)
+def test_alpha_is_laid_over_white(tmp_path, alpha, expected):
+    image = read(Image.fromarray(with_alpha(QUARTERS, alpha)), tmp_path)
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+def test_the_transparent_colour_of_a_palette_becomes_white(tmp_path):
+    palette = Image.fromarray(QUARTERS).quantize(4)
+    transparent = palette.getpixel((0, 0))
+    image = read(palette, tmp_path, transparency=transparent)
+    assert (image[5, 5] == 255).all()
+    assert np.abs(image[5, 50].astype(int) - QUARTERS[5, 50]).max() < 4
+
+
+GREY = np.linspace(0, 65535, 60 * 40).reshape(40, 60)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        (Image.fromarray((GREY / 257).round().astype(np.uint8)), "8.png"),
+        (Image.fromarray(GREY.astype(np.uint16)), "16.png"),
+        (Image.fromarray(GREY.astype(np.uint16)), "16.tif"),
+        (Image.fromarray(GREY.astype(np.int32)), "32.tif"),
+        (Image.fromarray((GREY / 65535).astype(np.float32)), "unit float.tif"),
+        (Image.fromarray((GREY / 257).astype(np.float32)), "byte float.tif"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_grey_of_any_depth_keeps_its_range(tmp_path, image, name):
+    result = read(image, tmp_path, name)
+    assert result.shape == (40, 60, 3)
+    assert (result[..., 0] == result[..., 2]).all()
+    assert np.abs(result[..., 0] - GREY / 257).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
+def test_every_mode_of_png_becomes_rgb(tmp_path, mode):
+    white = read(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path)
+    assert (white == 255).all()
+    assert white.shape == (8, 8, 3)
+
+
+def test_cmyk_jpegs_keep_their_colours(tmp_path):
+    image = read(Image.fromarray(QUARTERS).convert("CMYK"), tmp_path, "p.jpg", quality=95)
+    assert np.abs(image.astype(int) - QUARTERS).mean() < 6
+
+
+def test_a_cmyk_jpeg_with_adobes_inversion_is_no_negative(tmp_path):
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    data = io.BytesIO()
+    cyan.save(data, "JPEG", quality=95)
+    assert b"Adobe" in data.getvalue()  # Pillow writes Photoshop's inverted kind
+    (tmp_path / "p.jpg").write_bytes(data.getvalue())
+    assert np.abs(read_photo(tmp_path / "p.jpg")[8, 8].astype(int) - (0, 255, 255)).max() < 12
+
+
+def test_a_colour_profile_is_converted_to_srgb(tmp_path):
+    lab_red = Image.fromarray(np.full((8, 8, 3), (136, 208, 195), np.uint8), "LAB")
+    expected = read(ImageCms.profileToProfile(
+        lab_red, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    ), tmp_path)  # fmt: skip
+    assert (read(lab_red, tmp_path, "lab.tif") == expected).all()
+
+
+def test_a_broken_profile_costs_no_photo(tmp_path):
+    image = read(Image.fromarray(QUARTERS), tmp_path, icc_profile=b"no profile at all")
+    assert (image == QUARTERS).all()
+
+
+def test_an_srgb_profile_changes_no_pixel(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert (read(Image.fromarray(QUARTERS), tmp_path, icc_profile=profile) == QUARTERS).all()
+
+
+def test_the_first_frame_of_an_animation_is_the_photo(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    image = read(frames[0], tmp_path, "a.gif", save_all=True, append_images=frames[1:])
+    assert (image[0, 0] == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif", "gif", "avif", "heic", "jp2", "ppm", "tga"])
+def test_common_formats_are_read(tmp_path, ending):
+    pytest.importorskip("pillow_heif") if ending == "heic" else None
+    photo_utilities.readable_formats()  # registers what is installed, for saving as well
+    original = save_photo(tmp_path / f"photo.{ending}")
+    assert np.abs(read_photo(tmp_path / f"photo.{ending}").astype(int) - original).mean() < 20
+
+
+def test_the_contents_count_and_not_the_ending(tmp_path):
+    Image.fromarray(QUARTERS).save(tmp_path / "photo.txt", "PNG")
+    assert is_image(tmp_path / "photo.txt")
+    assert (read_photo(tmp_path / "photo.txt") == QUARTERS).all()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "data.json", "Makefile", "clip.mp4"])
+def test_a_file_that_is_no_image_and_claims_to_be_none_is_skipped(tmp_path, name):
+    (tmp_path / name).write_text("hello")
+    assert not is_image(tmp_path / name)
+    with pytest.raises(NotAPhotoError):
+        read_photo(tmp_path / name)
+
+
+def damaged(tmp_path, name, change):
+    save_photo(tmp_path / name, 300, 200)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(change(data))
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("empty.jpg", lambda _: b"", "the file is empty"),
+        ("text.jpg", lambda _: b"hello", "no image that Pillow reads"),
+        ("cut.jpg", lambda data: data[: len(data) // 2], "can't be read: .*truncated"),
+        ("cut.png", lambda data: data[: len(data) // 2], "can't be read"),
+        ("header.png", lambda data: data[:20], "can't be read"),
+    ],
+)
+def test_an_unreadable_image_is_a_failure_with_its_reason(tmp_path, name, change, reason):
+    with pytest.raises(PhotoError, match=reason) as error:
+        read_photo(damaged(tmp_path, name, change))
+    assert error.value.stage == "decode"
+
+
+def test_a_vanished_file_is_a_failure_with_its_reason(tmp_path):
+    with pytest.raises(PhotoError, match="No such file"):
+        read_photo(tmp_path / "gone.jpg")
+
+
+def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    save_photo(tmp_path / "bomb.png", 100, 100)
+    with pytest.raises(PhotoError, match="exceeds limit"):
+        read_photo(tmp_path / "bomb.png")
+
+
+def test_postscript_is_never_run(tmp_path):
+    Image.fromarray(make_image()).save(tmp_path / "program.eps")
+    with pytest.raises(PhotoError, match="no image that Pillow reads"):
+        read_photo(tmp_path / "program.eps")
+
+
+def test_heic_without_its_reader_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(photo_utilities, "readable_formats", lambda: ("PNG",))
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(PhotoError, match="pip install pillow-heif"):
+        read_photo(tmp_path / "photo.heic")

@@ -1,0 +1,105 @@
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+import report_utilities
+from report_utilities import RunProgress, count_of, format_seconds, logging_to, print_facts, print_summary, printable
+
+
+def make_console(**options):
+    return Console(file=io.StringIO(), width=100, **options)
+
+
+def text(console):
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [("grün 車.jpg", "grün 車.jpg"), ("a\nb", "a\\nb"), ("\x1b[2J", "\\x1b[2J"), ("gr\udcfcn", "gr\\udcfcn")],
+)
+def test_no_name_steers_the_terminal(raw, shown):
+    assert printable(raw) == shown
+
+
+def test_facts_stand_in_columns_and_brackets_are_no_markup():
+    console = make_console()
+    print_facts(console, {"photos": "[red]x[/red]", "CLIP": "y"})
+    assert text(console) == "photos  [red]x[/red]\nCLIP    y\n"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(4.23, "4.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_durations_read_like_speech(seconds, shown):
+    assert format_seconds(seconds) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 photos"), (1, "1 photo"), (2, "2 photos")])
+def test_counts_agree_with_their_noun(count, shown):
+    assert count_of(count, "photo") == shown
+
+
+def summarise(**changes):
+    console = make_console()
+    facts = {"items": [("red", 3, 0.5), ("blue", 1, 0.9)], "failures": [], "written": 4, "skipped": 1, "seconds": 2.0}
+    print_summary(console, **{**facts, **changes})
+    return text(console)
+
+
+def test_the_summary_counts_items_and_their_mean_probability():
+    lines = summarise().splitlines()
+    assert any("red" in line and "3" in line and "0.500" in line for line in lines)
+    assert any("all" in line and "4" in line and "0.600" in line for line in lines)
+    assert "4 photos written, 0 failed, 1 other file skipped; 2.0 s, 2.00 photos/s" in lines[-1]
+
+
+def test_failures_are_counted_by_stage():
+    failures = [{"source": "a", "reason": "r", "stage": stage} for stage in ("decode", "decode", "segment")]
+    assert "2 in decode, 1 in segment" in summarise(failures=failures)
+
+
+def test_a_run_that_did_nothing_divides_by_nothing():
+    assert "0 photos written, 0 failed, 0 other files skipped" in summarise(items=[], written=0, skipped=0, seconds=0.0)
+
+
+def test_progress_is_plain_lines_where_the_output_is_no_terminal(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(report_utilities.time, "monotonic", lambda: now[0])
+    console = make_console()
+    with RunProgress(console, total=20, done=4) as progress:
+        for _ in range(8):
+            now[0] += 2.5
+            progress.advance()
+    assert text(console).splitlines() == [
+        "8/20 photos, 0.40 photos/s, 30.0 s left",
+        "12/20 photos, 0.40 photos/s, 20.0 s left",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    console = make_console(force_terminal=True)
+    with RunProgress(console, total=2) as progress:
+        progress.advance()
+        progress.advance()
+    assert "2/2" in text(console)
+    assert "photos/s" in text(console)
+
+
+def test_the_console_shows_from_its_level_up_and_the_file_everything(tmp_path):
+    console = make_console()
+    with logging_to(console, level=logging.WARNING, log_file=str(tmp_path / "run.log")) as logger:
+        logger.info("details")
+        logger.warning("evil\x1b[2J[bold]name")
+    assert text(console) == "evil\\x1b[2J[bold]name\n"
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "INFO details" in log
+    assert "\x1b" not in log
+
+
+def test_logging_ends_with_its_block(tmp_path):
+    console = make_console()
+    with logging_to(console, level=logging.INFO, log_file=None) as logger:
+        pass
+    logger.info("afterwards")
+    assert text(console) == ""

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import random_models
+import torch
+from conftest import make_image
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+import sam_utilities
+from errors import CheckpointError
+from sam_utilities import available_configs, centre_points, config_name, find_config, load_sam2, predict_sam2
+
+SIZES_WH = [(64, 64), (333, 500), (1800, 1200), (700, 1)]
+
+
+@pytest.fixture(scope="session")
+def micro(sam2_checkpoint):
+    return load_sam2(str(sam2_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """SAM 2.1 tiny at its real size, 1024 px, loaded by name from a checkpoints folder."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    random_models.save_random_sam2(folder / "sam2.1_hiera_tiny.pt", "sam2.1_hiera_t")
+    return load_sam2("sam2.1_hiera_tiny", checkpoints_dir=folder)
+
+
+def predict_photo_by_photo(images, model, margin=0.05):
+    """The two passes as the documents describe them, with Meta's own predictor, one photo at a time."""
+    predictor = SAM2ImagePredictor(model)
+    side = model.image_size
+    predictor._bb_feat_sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]  # it assumes 1024 px
+    results = []
+    for image in images:
+        height, width = image.shape[:2]
+        x, y, m = width // 2, height // 2, int(min(width, height) * margin)
+        predictor.set_image(image)
+        _, scores, logits = predictor.predict(np.array([[x, y]]), np.array([1]), multimask_output=True)
+        masks, scores, _ = predictor.predict(
+            np.array([[x, y], [x + m, y + m], [x - m, y + m]]),
+            np.array([1, 1, 1]),
+            mask_input=logits[scores.argmax()][None],
+            multimask_output=False,
+        )
+        results.append((masks[0].astype(bool), scores[0]))
+    return results
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.2])
+def test_batched_masks_equal_metas_predictor_in_every_pixel(micro, margin):
+    images = [make_image(width, height, seed) for seed, (width, height) in enumerate(SIZES_WH)]
+    expected = predict_photo_by_photo(images, micro, margin)
+    assert any(0.05 < mask.mean() < 0.95 for mask, _ in expected)  # not a comparison of nothing with nothing
+    for batch in (images, images[:1], images[1:3]):
+        results = predict_sam2(batch, micro, margin)
+        for image, result in zip(batch, results, strict=True):
+            index = next(i for i, each in enumerate(images) if each is image)
+            mask, score = expected[index]
+            assert (result.mask == mask).all()
+            assert result.mask.shape == image.shape[:2]
+            assert result.score == pytest.approx(score, abs=1e-5)
+
+
+def test_the_real_architecture_at_1024_px_agrees_as_well(tiny):
+    images = [make_image(333, 500, 1), make_image(640, 426, 2)]
+    expected = predict_photo_by_photo(images, tiny)
+    for result, (mask, score) in zip(predict_sam2(images, tiny), expected, strict=True):
+        assert (result.mask == mask).all()
+        assert result.score == pytest.approx(score, abs=1e-5)
+
+
+def test_a_photo_is_told_apart_from_its_neighbours_in_the_batch(micro):
+    images = [make_image(seed=seed) for seed in range(3)]
+    forward, backward = predict_sam2(images, micro), predict_sam2(images[::-1], micro)[::-1]
+    assert all((one.mask == other.mask).all() for one, other in zip(forward, backward, strict=True))
+    assert not (forward[0].mask == forward[1].mask).all()
+
+
+def test_the_result_names_its_points_and_box(micro):
+    [result] = predict_sam2([make_image(200, 100)], micro)
+    assert result.points.tolist() == [[100, 50], [105, 55], [95, 55]]
+    x0, y0, x1, y1 = result.box
+    assert not result.mask[:y0].any()
+    assert not result.mask[:, x1:].any()
+    assert result.mask[y0:y1, x0:x1].sum() == result.mask.sum()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 700), (700, 1), (64, 64), (1800, 1200), (3, 2)])
+@pytest.mark.parametrize("margin", [0.0, 0.05, 0.49])
+def test_centre_points_stay_inside_the_photo(width, height, margin):
+    points = centre_points(width, height, margin)
+    assert ((points >= 0) & (points < [width, height])).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("sam2.1_hiera_tiny", "sam2.1_hiera_t"),
+        ("sam2.1_hiera_small", "sam2.1_hiera_s"),
+        ("sam2.1_hiera_base_plus", "sam2.1_hiera_b+"),
+        ("sam2.1_hiera_large", "sam2.1_hiera_l"),
+        ("sam2_hiera_large", "sam2_hiera_l"),
+        ("weights/my_sam2.1_hiera_small_v7.pt", "sam2.1_hiera_s"),
+        ("sam2.1_hiera_micro", "sam2.1_hiera_micro"),
+    ],
+)
+def test_the_name_of_a_model_tells_its_config(model, config):
+    assert config_name(model) == config
+    assert find_config(config).name == f"{config}.yaml"
+
+
+def test_a_name_that_tells_nothing_asks_for_the_config():
+    with pytest.raises(CheckpointError, match=r"--sam-model weights.pt: .* add --sam-config with one of: .*hiera_l"):
+        config_name("weights.pt")
+
+
+@pytest.mark.parametrize("config", ["sam2.1_hiera_l", "configs/sam2.1/sam2.1_hiera_l.yaml", "sam2.1_hiera_l.yaml"])
+def test_a_config_is_found_by_any_of_its_names(config):
+    assert find_config(config) == available_configs()["sam2.1_hiera_l"]
+
+
+def test_an_unknown_config_lists_the_known_ones():
+    with pytest.raises(CheckpointError, match=r"--sam-config hiera: no such config; .*sam2.1_hiera_micro"):
+        find_config("hiera")
+
+
+def test_this_projects_configs_come_first():
+    assert available_configs()["sam2.1_hiera_micro"].is_relative_to(sam_utilities.CONFIGS_DIR)
+
+
+@pytest.mark.parametrize("config", ["sam2_hiera_t", "sam2.1_hiera_t"])
+def test_sam_2_and_sam_2_1_checkpoints_load_by_path(tmp_path, config):
+    path = random_models.save_random_sam2(tmp_path / f"{config}iny.pt", config)
+    assert load_sam2(str(path)).image_size == 1024
+
+
+def test_a_checkpoint_of_another_architecture_names_both(sam2_checkpoint):
+    with pytest.raises(CheckpointError) as error:
+        load_sam2(str(sam2_checkpoint), "sam2.1_hiera_t")
+    message = str(error.value)
+    assert str(sam2_checkpoint) in message
+    assert "does not fit the architecture sam2.1_hiera_t" in message
+    assert "\n" not in message
+
+
+def test_a_clip_checkpoint_is_no_sam_2(clip_checkpoint):
+    with pytest.raises(CheckpointError, match="not a SAM 2 checkpoint"):
+        load_sam2(str(clip_checkpoint), "sam2.1_hiera_micro")
+
+
+def test_a_yaml_that_describes_no_model_says_so(tmp_path, sam2_checkpoint):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: {_target_: sam2.no_such_module.Nothing}")
+    with pytest.raises(CheckpointError, match=r"mine.yaml: describes no SAM 2 model"):
+        load_sam2(str(sam2_checkpoint), str(path))
+
+
+def test_the_single_mask_falls_back_to_the_best_of_three_as_in_build_sam2(micro):
+    assert micro.sam_mask_decoder.dynamic_multimask_via_stability
+    assert micro.sam_mask_decoder.dynamic_multimask_stability_delta == 0.05
+    assert micro.sam_mask_decoder.dynamic_multimask_stability_thresh == 0.98
+
+
+def test_bf16_is_for_the_image_encoder_alone(sam2_checkpoint):
+    model = load_sam2(str(sam2_checkpoint), precision="bf16")
+    assert next(model.image_encoder.parameters()).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.sam_mask_decoder.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.sam_prompt_encoder.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_agrees_with_the_cpu(sam2_checkpoint, micro, precision):
+    images = [make_image(640, 480, seed) for seed in range(4)]
+    on_gpu = predict_sam2(images, load_sam2(str(sam2_checkpoint), device="cuda:0", precision=precision))
+    for one, other in zip(predict_sam2(images, micro), on_gpu, strict=True):
+        assert (one.mask == other.mask).mean() > (0.99 if precision == "fp32" else 0.95)
