@@ -15,9 +15,8 @@ from PIL import Image
 _CHECKPOINTS = tempfile.TemporaryDirectory(prefix="sam2vit-checkpoints-")
 os.environ["SAM2VIT_CHECKPOINTS"] = _CHECKPOINTS.name
 
-import random_models
-
 import config_utilities
+import random_models
 from prompt_utilities import get_prompts
 
 

@@ -2,11 +2,11 @@ import clip
 import numpy as np
 import pytest
 import torch
-from conftest import make_image
 from PIL import Image
 
 import clip_utilities
 from clip_utilities import ClipModel, tokenize
+from conftest import make_image
 from errors import CheckpointError, PromptError
 
 ITEMS = ("red", "dark red", "blue")

@@ -3,10 +3,10 @@ import sys
 import unicodedata
 
 import pytest
-from conftest import save_photo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import save_photo
 from dataset_utilities import count_files, find_photos, output_names
 from errors import DatasetError
 
@@ -26,7 +26,7 @@ def names(*files, is_image=lambda _: True):
         (["A.JPG", "a.png"], ["A.JPG.png", "a.png.png"]),
         (["car.jpg", "car.webp", "car.jpg.png"], ["car.jpg.png", "car.webp.png", "car.jpg.png.png"]),
     ],
-    ids=lambda value: " ".join(value),
+    ids=" ".join,
 )
 def test_names_of_cut_outs(files, expected):
     assert [names(*files)[file] for file in files] == expected

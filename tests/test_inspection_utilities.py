@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from conftest import make_image
 from PIL import Image
 
+from conftest import make_image
 from inspection_utilities import draw_inspection, encode_jpeg
 from mask_utilities import cut_out
 

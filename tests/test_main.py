@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_image, save_photo
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -21,6 +20,7 @@ import main
 import sam_utilities
 from checkpoint_utilities import PublicCheckpoint
 from config_utilities import PROGRAM_DIR, Settings
+from conftest import make_image, save_photo
 from photo_utilities import read_photo
 from sam_utilities import load_sam2, predict_sam2
 
@@ -379,7 +379,7 @@ def test_a_killed_run_loses_nothing_does_nothing_twice_and_leaves_no_temporary_f
         process.communicate()
     done = len(rows(tmp_path / "out" / "metadata.jsonl"))
     assert 30 <= done < 60
-    code, out, _ = run(dataset=many_photos)
+    code, _out, _ = run(dataset=many_photos)
     assert code == 0
     run(dataset=many_photos, output=tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")

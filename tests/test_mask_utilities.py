@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import make_image
 
+from conftest import make_image
 from mask_utilities import bounding_box, cut_out, paint_background
 
 

@@ -1,14 +1,15 @@
 import errno
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
-from conftest import make_image
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import output_utilities
+from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
 from mask_utilities import cut_out
@@ -257,11 +258,20 @@ def test_a_name_that_the_file_system_refuses_fails_its_photo_alone(tmp_path):
 
 
 def test_after_an_error_what_was_finished_is_recorded(tmp_path):
-    with pytest.raises(RuntimeError, match="bug"), open_folder(tmp_path / "out") as output:
-        output.write(photo("a.jpg"), lambda: cut_out(make_image(), None), record())
-        while not output._pending or not output._pending[0][0].done():
-            pass
-        raise RuntimeError("bug")
+    written = threading.Event()
+
+    def draw():
+        written.set()  # begun, so that closing in a hurry waits for it
+        return cut_out(make_image(), None)
+
+    def run():
+        with open_folder(tmp_path / "out") as output:
+            output.write(photo("a.jpg"), draw, record())
+            written.wait()
+            raise RuntimeError("bug")
+
+    with pytest.raises(RuntimeError, match="bug"):
+        run()
     assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.jpg"]
 
 

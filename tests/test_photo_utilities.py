@@ -2,10 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from conftest import make_image, save_photo
 from PIL import Image, ImageCms
 
 import photo_utilities
+from conftest import make_image, save_photo
 from errors import NotAPhotoError, PhotoError
 from photo_utilities import is_image, read_photo
 
@@ -38,7 +38,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         3: lambda a: a[::-1, ::-1],
         4: lambda a: a[::-1],
         5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a),
+        6: np.rot90,
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
     }[orientation](QUARTERS)

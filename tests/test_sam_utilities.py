@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import random_models
 import torch
-from conftest import make_image
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+import random_models
 import sam_utilities
+from conftest import make_image
 from errors import CheckpointError
 from sam_utilities import available_configs, centre_points, config_name, find_config, load_sam2, predict_sam2
 
