@@ -75,24 +75,37 @@ def find_checkpoint(
     Raises:
         CheckpointError: There is no such model, or it can't be downloaded.
     """
+    for path in _places(model, public, checkpoints_dir):
+        if path.is_file():
+            return _readable(path)
     if model in public:
         path = checkpoints_dir / public[model].file_name
-        if not path.is_file():
-            _download(public[model], path, flag=flag, show_progress=show_progress)
+        _download(public[model], path, flag=flag, show_progress=show_progress)
         return path
-    candidates = [Path(model), checkpoints_dir / model, checkpoints_dir / f"{model}.pt"]
-    for path in candidates:
-        if path.is_file():
-            return path
     raise CheckpointError(
-        f"{flag} {model}: no such model: neither a file, nor {candidates[-1]}; known by name: {', '.join(public)}"
+        f"{flag} {model}: no such model: neither a file, nor {checkpoints_dir / model}.pt; "
+        f"known by name: {', '.join(public)}"
     )
 
 
 def is_present(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path = CHECKPOINTS_DIR) -> bool:
     """Whether `find_checkpoint` would find the model without a download."""
-    name = public[model].file_name if model in public else model
-    return any(path.is_file() for path in (Path(model), checkpoints_dir / name, checkpoints_dir / f"{name}.pt"))
+    return any(path.is_file() for path in _places(model, public, checkpoints_dir))
+
+
+def _places(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path) -> list[Path]:
+    """Returns where a model may lie; a public name has one place, so that no other file can stand in for it."""
+    if model in public:
+        return [checkpoints_dir / public[model].file_name]
+    return [Path(model), checkpoints_dir / model, checkpoints_dir / f"{model}.pt"]
+
+
+def _readable(path: Path) -> Path:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; change its permissions, or name another file") from None
+    return path
 
 
 def _download(checkpoint: PublicCheckpoint, path: Path, *, flag: str, show_progress: bool) -> None:
@@ -161,8 +174,8 @@ def read_weights(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes make it raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "weights_only" in str(error).lower():
+        reason = type(error).__name__
+        if "Unsupported global" in str(error):
             reason = "it holds Python objects beside weights, which could run code"
         raise CheckpointError(f"{path}: not a checkpoint of plain weights: {reason}") from None
 

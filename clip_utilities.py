@@ -30,8 +30,9 @@ CONTEXT_LENGTH = 77  # tokens that CLIP was trained on, start and end included
 
 _TEXT_BATCH = 256  # prompts per call; bounds the memory of the attention, costs nothing in speed
 
-# CLIP reads the central square only; a longer strip would be enlarged whole before it is cut away.
-_MAX_ASPECT_RATIO = 4
+# CLIP's transform enlarges a strip whole before it cuts out the central square: 1 x 30,000 px would take 10 GB.
+# What is longer than this is cut first; all else goes through the transform as it is.
+_MAX_ASPECT_RATIO = 100
 
 
 class ClipModel:
@@ -125,7 +126,7 @@ class ClipModel:
         import torch
 
         if cache.is_file():
-            with contextlib.suppress(OSError, ValueError):  # a damaged cache is computed again
+            with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged: compute again
                 features = np.load(cache, allow_pickle=False)
                 if features.shape == (len(tokens), self._model.text_projection.shape[1]):
                     return torch.from_numpy(features).to(self.device)

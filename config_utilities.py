@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
+import sys
 import types
 import unicodedata
 from collections.abc import Mapping
@@ -135,6 +135,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(text, object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: no JSON: {error.msg}") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: no usable JSON: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply; it holds settings and three lists of strings") from None
     if not isinstance(raw, dict):
@@ -219,7 +221,7 @@ def _fits(value: Any, option: Any) -> bool:
     if not isinstance(option, type):
         return type(value) is type(option) and value == option
     if option is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # finite, and no NaN
     return type(value) is option
 
 

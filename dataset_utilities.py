@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +14,7 @@ from errors import DatasetError
 from photo_utilities import is_image
 
 _LONGEST_NAME = 255  # bytes, on every common file system
+_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class PhotoFile:
 
     Attributes:
         path: Where it lies.
-        source: Its path relative to the dataset, with forward slashes: its identity in all records.
+        source: Its path relative to the dataset, with forward slashes, in valid Unicode: its identity in all
+            records. A byte that is no UTF-8 stands there as %XX, since readers of JSON refuse anything else.
         name: The path of its cut-out relative to the item's folder, such as `berlin/car.png`.
     """
 
@@ -51,19 +53,33 @@ def find_photos(
     Raises:
         DatasetError: The dataset itself is missing or can't be listed.
     """
-    for folder, files in _walk(dataset_dir, exclude=exclude, on_unreadable=on_unreadable):
-        relative = folder.relative_to(dataset_dir)
-        names = output_names([entry.name for entry in files], is_image=lambda name: is_image(folder / name))  # noqa: B023
-        for entry in files:
-            source = (relative / entry.name).as_posix()
-            parent = "/".join(_portable(part) for part in relative.parts)
-            name = f"{parent}/{names[entry.name]}" if parent else names[entry.name]
-            yield PhotoFile(path=folder / entry.name, source=source, name=name)
+    for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=on_unreadable):
+        names = output_names(
+            list(folder.files),
+            taken=folder.subfolders,
+            is_image=lambda file, folder=folder: is_image(folder.path / file),
+        )
+        for file, portable in folder.files.items():
+            yield PhotoFile(
+                path=folder.path / file,
+                source=f"{folder.relative}{portable}",
+                name=f"{folder.relative}{names[file]}",
+            )
 
 
 def count_files(dataset_dir: Path, *, exclude: Sequence[Path] = ()) -> int:
     """Returns how many files `find_photos` will yield."""
-    return sum(len(files) for _, files in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
+    return sum(len(folder.files) for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of the dataset; names on disk go with their portable forms."""
+
+    path: Path
+    relative: str  # portable, with a slash at its end; empty for the dataset itself
+    files: dict[str, str]
+    subfolders: dict[str, str]
 
 
 def _walk(
@@ -71,28 +87,59 @@ def _walk(
     *,
     exclude: Sequence[Path],
     on_unreadable: Callable[[str, OSError], None] | None,
-) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+) -> Iterator[_Folder]:
     excluded = {path.resolve() for path in exclude}
-    folders = [dataset_dir]
-    while folders:
-        folder = folders.pop()
+    to_visit = [(dataset_dir, "")]
+    while to_visit:
+        path, relative = to_visit.pop()
         try:
-            with os.scandir(folder) as entries:
+            with os.scandir(path) as entries:
                 visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
-            if folder == dataset_dir:
+            if path == dataset_dir:
                 raise DatasetError(
                     f"{dataset_dir}: {error.strerror}; name your folder of photos with --dataset-dir"
                 ) from None
             if on_unreadable is not None:
-                on_unreadable(folder.relative_to(dataset_dir).as_posix(), error)
+                on_unreadable(relative.rstrip("/"), error)
             continue
-        subfolders = [Path(entry.path) for entry in visible if entry.is_dir(follow_symlinks=False)]
-        folders += reversed([path for path in subfolders if path.resolve() not in excluded])
-        yield folder, [entry for entry in visible if entry.is_file()]
+        portable = _portable_names([entry.name for entry in visible])
+        subfolders = [
+            entry.name
+            for entry in visible
+            if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
+        ]
+        to_visit += [(path / name, f"{relative}{portable[name]}/") for name in reversed(subfolders)]
+        files = [entry.name for entry in visible if _is_file(entry)]
+        yield _Folder(
+            path, relative, {name: portable[name] for name in files}, {name: portable[name] for name in subfolders}
+        )
 
 
-def output_names(file_names: Sequence[str], *, is_image: Callable[[str], bool]) -> dict[str, str]:
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads to one; a link in a loop leads nowhere."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _portable_names(names: Sequence[str]) -> dict[str, str]:
+    """Returns the names of one folder in valid Unicode, all different: a byte that is no UTF-8 becomes %XX."""
+    taken = set(names)
+    portable: dict[str, str] = {}
+    for name in names:
+        escaped = "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
+        while escaped != name and escaped in taken:
+            escaped += "%"
+        taken.add(escaped)
+        portable[name] = escaped
+    return portable
+
+
+def output_names(
+    file_names: Sequence[str], *, is_image: Callable[[str], bool], taken: Iterable[str] = ()
+) -> dict[str, str]:
     """Returns the PNG name of each file of one folder, all different, even where case does not count.
 
     `car.jpg` becomes `car.png`. Images that would share a name keep their full file names (`car.jpg.png`,
@@ -102,12 +149,14 @@ def output_names(file_names: Sequence[str], *, is_image: Callable[[str], bool]) 
     Args:
         file_names: The names of the files, without folders.
         is_image: Whether a file holds an image; asked only about rivals for one name.
+        taken: Names that no PNG may have: those of the subfolders beside the files.
     """
+    taken = tuple(taken)
     short = {file: _png_name(PurePosixPath(file).stem) for file in file_names}
     full = {file: _png_name(file) for file in file_names}
 
     def rivals(names: dict[str, str]) -> set[str]:
-        count = Counter(_same_on_disk(name) for name in names.values())
+        count = Counter(_same_on_disk(name) for name in [*names.values(), *taken])
         return {file for file, name in names.items() if count[_same_on_disk(name)] > 1}
 
     no_images = {file for file in rivals(short) if not is_image(file)}
@@ -116,25 +165,28 @@ def output_names(file_names: Sequence[str], *, is_image: Callable[[str], bool]) 
     while to_lengthen := [file for file in rivals(names) if names[file] != full[file]]:
         names.update((file, full[file]) for file in to_lengthen)
     for file in rivals(names):
-        digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
-        names[file] = _png_name(f"{file}-{digest}")
+        names[file] = _png_name(f"{file}-{_short_hash(file)}")
     # What holds no image is never written; it needs a name only so that it can be looked at and skipped.
     return {file: names.get(file, full[file]) for file in file_names}
 
 
 def _png_name(stem: str) -> str:
     """Returns stem + .png in valid Unicode and at most 255 bytes; a cut name ends in a hash of the whole."""
-    portable = _portable(stem)
+    [portable] = _portable_names([stem]).values()
     if len(portable.encode()) + len(".png") <= _LONGEST_NAME:
         return f"{portable}.png"
-    digest = hashlib.sha256(portable.encode()).hexdigest()[:8]
-    kept = portable.encode()[: _LONGEST_NAME - len("-.png") - len(digest)].decode(errors="ignore")
-    return f"{kept}-{digest}.png"
+    kept = portable.encode()[: _LONGEST_NAME - len("-.png") - _HASH_DIGITS].decode(errors="ignore")
+    return f"{kept}-{_short_hash(stem)}.png"
 
 
-def _portable(name: str) -> str:
-    """Returns a file name in valid Unicode: a byte that is no UTF-8 becomes %XX."""
-    return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
+def alternative_name(photo: PhotoFile) -> str:
+    """Returns another name for a photo's cut-out, for where `photo.name` is taken by a photo since deleted."""
+    folder, slash, last = photo.name.rpartition("/")
+    return f"{folder}{slash}{_png_name(f'{PurePosixPath(last).stem}-{_short_hash(photo.source)}')}"
+
+
+def _short_hash(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:_HASH_DIGITS]
 
 
 def _same_on_disk(name: str) -> str:

@@ -34,7 +34,7 @@ class PhotoError(Exception):
 
     Args:
         reason: What is wrong, in a few words.
-        stage: Where it was noticed: `decode`, `segment`, `classify` or `write`.
+        stage: Where it was noticed: `decode`, `segment`, `model` or `write`.
     """
 
     def __init__(self, reason: str, *, stage: str) -> None:

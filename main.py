@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from config_utilities import Precision, Settings, read_settings
-from errors import ConfigError, NotAPhotoError, PhotoError, PromptError, UserError
+from errors import ConfigError, NotAPhotoError, OutputError, PhotoError, PromptError, UserError
 from prompt_utilities import DecisionRule, Label, get_prompts
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class LabelledPhoto:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
+    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown, not died of
+        stream.reconfigure(errors="backslashreplace")
     config = ""
     try:
         settings = read_settings(parse_flags(arguments))
@@ -81,35 +83,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings, console: Console) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
-    from dataset_utilities import count_files, find_photos
-    from output_utilities import OutputFolder, check_output
+    from dataset_utilities import find_photos
+    from output_utilities import OutputFolder
     from pipeline_utilities import call_in_parts, in_batches
-    from report_utilities import RunProgress, print_facts, print_summary
+    from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
 
-    dataset_dir, output_dir, debug_dir = _folders(settings)
-    own_folders = [output_dir, debug_dir]
-    files = count_files(dataset_dir, exclude=own_folders)
-    check_output(output_dir, dataset_dir)
+    folders, files = check_folders(settings)
     _seed_everything(settings.seed)
     machine = select_machine(settings)
     print_facts(console, _facts(settings, machine, files))
 
+    began = time.monotonic()
     sam2_model, clip_model = load_models(settings, machine)
+    print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
     output = OutputFolder(
-        output_dir,
+        folders.output,
         _deciding_settings(settings, machine, clip_model),
         items=settings.items,
         overwrite=settings.overwrite,
         threads=_threads(),
     )
     if output.done:
-        _LOGGER.warning("%s: %d photos are done already, going on from there", output_dir, output.done)
-    done_before, skipped, interrupt = output.done, [], None
+        _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
+    done_before, interrupt = output.done, None
     began = time.monotonic()
     try:
-        with output, RunProgress(console, total=files, done=output.done) as progress:
-            found = find_photos(dataset_dir, exclude=own_folders, on_unreadable=functools.partial(_fail_folder, output))
-            photos = read_photos(itertools.islice(found, settings.limit), output, progress, skipped, machine.batch_size)
+        with output, RunProgress(console, total=min(files, settings.limit or files)) as progress:
+            fail_folder = functools.partial(_fail_folder, output)
+            files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
+            photos = read_photos(files_found, output, progress, limit=settings.limit, ahead=machine.batch_size)
             label_batch = functools.partial(
                 label_photos, sam2_model=sam2_model, clip_model=clip_model, settings=settings
             )
@@ -118,10 +120,10 @@ def run(settings: Settings, console: Console) -> int:
                     if isinstance(labelled, PhotoError):
                         _fail(output, photo.file, labelled)
                     else:
-                        write_photo(labelled, output, settings, debug_dir)
+                        write_photo(labelled, output, settings, folders.debug)
                     progress.advance()
             if settings.limit is None:
-                output.forget_earlier_failures()
+                output.finish()
     except KeyboardInterrupt as error:
         interrupt = error
 
@@ -130,15 +132,15 @@ def run(settings: Settings, console: Console) -> int:
         items=[(item, count, output.mean_probability(item)) for item, count in output.counts.items()],
         failures=output.failures,
         written=sum(output.counts.values()) - done_before,
-        skipped=len(skipped),
+        skipped=output.skipped,
         seconds=time.monotonic() - began,
     )
     if interrupt is not None:
         _say_error("interrupted; what was finished is in place, the same command goes on from there")
         return EXIT_SIGNALLED + _signal_of(interrupt)
     if not output.counts and not output.failures:
-        _say_error(f"{settings.dataset_dir}: no photos in it; name your folder with --dataset-dir")
-    return EXIT_COMPLETE if output.counts and not output.failures else EXIT_INCOMPLETE
+        return _say_no_photos(settings)
+    return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
 
 
 @dataclass(frozen=True)
@@ -201,33 +203,48 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Any, ClipModel]:
 
 
 def read_photos(
-    files: Iterable[PhotoFile], output: OutputFolder, progress: RunProgress, skipped: list[str], batch_size: int
+    files: Iterable[PhotoFile], output: OutputFolder, progress: RunProgress, *, limit: int | None, ahead: int
 ) -> Iterator[Photo]:
     """Yields the photos that are still to be done, decoded by threads ahead of the models.
 
-    Files that can't be read are recorded as failures; files that hold no image are added to `skipped`.
+    Files that can't be read are recorded as failures, files that hold no image are counted as skipped.
+
+    Args:
+        files: The files of the dataset.
+        output: Knows what is done.
+        progress: Counts what does not reach the models.
+        limit: End after so many photos, whether they are done, failed or new.
+        ahead: How many photos may wait for the models, beside those that are being decoded.
     """
     from photo_utilities import read_photo
     from pipeline_utilities import map_ahead
 
-    def read(file: PhotoFile) -> tuple[PhotoFile, np.ndarray | PhotoError | NotAPhotoError]:
+    def read(file: PhotoFile) -> tuple[PhotoFile, np.ndarray | PhotoError | NotAPhotoError | None]:
+        if output.is_done(file):
+            return file, None
         try:
             return file, read_photo(file.path)
         except (PhotoError, NotAPhotoError) as error:
             return file, error
 
-    to_do = (file for file in files if not output.is_done(file))
     threads = _threads()
-    for file, outcome in map_ahead(read, to_do, threads=threads, ahead=batch_size + threads):
+    photos = 0
+    for file, outcome in map_ahead(read, files, threads=threads, ahead=ahead + threads):
         if isinstance(outcome, NotAPhotoError):
             _LOGGER.info("%s: skipped: no image", file.source)
-            skipped.append(file.source)
+            output.skipped += 1
             progress.advance()
+            continue
+        photos += 1
+        if outcome is None:
+            progress.skip()
         elif isinstance(outcome, PhotoError):
             _fail(output, file, outcome)
             progress.advance()
         else:
             yield Photo(file, outcome)
+        if photos == limit:
+            return
 
 
 def label_photos(
@@ -284,22 +301,22 @@ def write_photo(labelled: LabelledPhoto, output: OutputFolder, settings: Setting
             top_items=label.top_items,
             caption=scores,
         )
-        write_atomically((debug_dir / photo.file.name).with_suffix(".jpg"), encode_jpeg(picture))
+        path = (debug_dir / photo.file.name).with_suffix(".jpg")
+        try:
+            write_atomically(path, encode_jpeg(picture))
+        except OSError as error:
+            raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
 
 
 def dry_run(settings: Settings, console: Console) -> int:
     """Says what a run would do, without loading a model or writing a file."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
     from clip_utilities import tokenize
-    from dataset_utilities import count_files, find_photos
-    from output_utilities import check_output
+    from dataset_utilities import find_photos
     from photo_utilities import is_image
     from report_utilities import count_of, print_facts
 
-    dataset_dir, output_dir, debug_dir = _folders(settings)
-    own_folders = [output_dir, debug_dir]
-    files = count_files(dataset_dir, exclude=own_folders)
-    check_output(output_dir, dataset_dir)
+    folders, files = check_folders(settings)
     prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
     tokenize(prompts)  # says which prompt is too long
 
@@ -315,9 +332,11 @@ def dry_run(settings: Settings, console: Console) -> int:
         "output": settings.output,
     }
     print_facts(console, facts)
+    if not files:
+        return _say_no_photos(settings)
     files = min(files, settings.limit or files)
-    for photo in itertools.islice(find_photos(dataset_dir, exclude=own_folders), min(files, DRY_RUN_LINES)):
-        plan = f"{output_dir}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
+    for photo in itertools.islice(find_photos(folders.dataset, exclude=folders.own), min(files, DRY_RUN_LINES)):
+        plan = f"{folders.output}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
         print_facts(console, {f"{photo.source} ->": plan})
     if files > DRY_RUN_LINES:
         console.print(f"... and {files - DRY_RUN_LINES} more", highlight=False)
@@ -353,7 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = "white, transparent or #rrggbb; CLIP always sees the subject on white"
     flag("--background", metavar="COLOUR", help=f"{what} (default: {default.background})")
     flag("--no-sam", "-x", action="store_true", help="classify the whole photo and write it uncut")
-    flag("--limit", type=int, metavar="N", help="only the first N files")
+    flag("--limit", type=int, metavar="N", help="only the first N photos")
     flag("--overwrite", action="store_true", help="delete what the last run wrote, and start over")
     flag("--dry-run", action="store_true", help="show what would be done, and do nothing")
 
@@ -395,14 +414,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number or auto") from None
 
 
-def _folders(settings: Settings) -> tuple[Path, Path, Path]:
-    from output_utilities import sibling
+@dataclass(frozen=True)
+class Folders:
+    """Where the photos are, and where files are written."""
 
-    output_dir = Path(settings.output)
-    return Path(settings.dataset_dir), output_dir, sibling(output_dir, "debug")
+    dataset: Path
+    output: Path
+    debug: Path
+
+    @property
+    def own(self) -> list[Path]:
+        """The folders that are no photos even where they lie inside the dataset."""
+        return [self.output, self.debug]
+
+
+def check_folders(settings: Settings) -> tuple[Folders, int]:
+    """Returns the folders of a run, and how many files the dataset has; refuses those that would mix."""
+    from dataset_utilities import count_files
+    from output_utilities import check_output, sibling
+
+    output = Path(settings.output)
+    folders = Folders(Path(settings.dataset_dir), output, sibling(output, "debug"))
+    files = count_files(folders.dataset, exclude=folders.own)
+    check_output(output, folders.dataset, side_folders=[folders.debug] if settings.debug else [])
+    return folders, files
 
 
 def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
@@ -419,19 +460,20 @@ def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
 
 
 def _deciding_settings(settings: Settings, machine: Machine, clip_model: ClipModel) -> dict[str, Any]:
-    """Returns the settings that decide results: a run goes on only with the same."""
+    """Returns the settings that decide results: a run goes on only with the same. Files count by their contents."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
+    from sam_utilities import config_name, find_config
 
     deciding: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in ("clip_model", "decision", "background", "no_sam", "prefixes", "items", "postfixes")
+        name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
     }
     deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
     deciding["clip_weights"] = clip_model.digest
     deciding["clip_precision"] = machine.clip_precision
     if not settings.no_sam:
         sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
-        deciding |= {"sam_model": settings.sam_model, "sam_weights": file_digest(sam_path)}
+        config_path = find_config(settings.sam_config or config_name(settings.sam_model))
+        deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
         deciding |= {"sam_precision": machine.precision, "margin": settings.margin}
     return deciding
 
@@ -478,6 +520,8 @@ def _console(settings: Settings) -> Iterator[Console]:
 
     from report_utilities import logging_to
 
+    if settings.log and Path(settings.output).resolve() in Path(settings.log).resolve().parents:
+        raise ConfigError(f"--log {settings.log}: lies in the output, where readers expect photos; put it elsewhere")
     console = Console(quiet=settings.quiet)
     level = logging.INFO if settings.verbose or settings.debug else logging.WARNING
     with logging_to(console, level=level, log_file=settings.log):
@@ -502,6 +546,11 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 def _signal_of(interrupt: KeyboardInterrupt) -> int:
     return signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+
+
+def _say_no_photos(settings: Settings) -> int:
+    _say_error(f"{settings.dataset_dir}: no photos in it; name your folder with --dataset-dir")
+    return EXIT_INCOMPLETE
 
 
 def _say_error(message: str) -> None:

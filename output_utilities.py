@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset_utilities import PhotoFile
+from dataset_utilities import PhotoFile, alternative_name
 from errors import OutputError
 from prompt_utilities import Label
 from sam_utilities import Segmentation
@@ -24,8 +24,10 @@ from sam_utilities import Segmentation
 _LOGGER = logging.getLogger("sam2vit")
 
 METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
-_RECORD_KEYS = {"file_name", "label", "source", "item_probability"}  # what a resumed run reads of a record
-_FAILURE_KEYS = {"source", "reason", "stage"}
+# What a resumed run reads of a row; a row without it, or with something else there, is not ours.
+_RECORD_TYPES = {"file_name": str, "label": str, "source": str, "item_probability": (int, float)}
+_FAILURE_TYPES = {"source": str, "reason": str, "stage": str}
+MOVED = "moved by hand"  # the flag of a record whose cut-out a user has put into another item's folder
 _TEMPORARY = ".tmp-"
 _SERIAL = itertools.count()
 
@@ -38,28 +40,39 @@ _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 def sibling(output: Path, kind: str) -> Path:
     """Returns the folder of side products that stands beside the output, such as `output-debug`."""
-    return output.with_name(f"{output.name}-{kind}")
+    absolute = Path(os.path.abspath(output))  # `.` has no name of its own  # noqa: PTH100 (links stay links)
+    return absolute.parent / f"{absolute.name}-{kind}"
 
 
-def check_output(output: Path, dataset_dir: Path) -> None:
+def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path] = ()) -> None:
     """Refuses an output that would mix with the photos or with somebody's files.
 
+    Args:
+        output: Where cut-outs will go.
+        dataset_dir: Where the photos are.
+        side_folders: Where else files will be written.
+
     Raises:
-        OutputError: It is the dataset or contains it, is no folder, or holds files of another origin.
+        OutputError: One of them is the dataset or contains it, or the output is no folder, can't be read or holds
+            files of another origin.
     """
-    where, photos = output.resolve(), dataset_dir.resolve()
-    if where == photos or where in photos.parents:
-        relation = "is" if where == photos else "contains"
-        raise OutputError(f"--output {output}: {relation} the dataset {dataset_dir}; name a folder of its own")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"--output {output}: is a file; name a folder")
-    if output.is_dir() and not (output / RUN).exists():
+    photos = dataset_dir.resolve()
+    for folder in (output, *side_folders):
+        if folder.resolve() == photos or folder.resolve() in photos.parents:
+            relation = "is" if folder.resolve() == photos else "contains"
+            what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
+            raise OutputError(f"{what}: {relation} the dataset {dataset_dir}; name another --output")
+    try:
         strangers = sorted(path.name for path in output.iterdir() if not path.name.startswith(_TEMPORARY))
-        if strangers:
-            raise OutputError(
-                f"--output {output}: holds files that are not of a sam2vit run, such as {strangers[0]!r}; "
-                "name a new or empty folder"
-            )
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"--output {output}: {error.strerror}; name a folder of your own") from None
+    if strangers and RUN not in strangers:
+        raise OutputError(
+            f"--output {output}: holds files that are not of a sam2vit run, such as {strangers[0]!r}; "
+            "name a new or empty folder"
+        )
 
 
 class OutputFolder:
@@ -90,17 +103,18 @@ class OutputFolder:
     ) -> None:
         self.path = output
         self.counts: Counter[str] = Counter()  # photos per item, those of earlier runs included
+        self.skipped = 0  # files of this run that hold no image
         self._items = tuple(items)
         self._failed_now: set[str] = set()
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
         self._pending: deque[tuple[Future[None], PhotoFile, dict[str, Any]]] = deque()
-        self._most_pending = 4 * threads
+        self._most_pending = 2 * threads  # full-size photos, so no more than keeps the threads busy
         try:
             output.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 self._delete_earlier_run()
             _refuse_other_settings(output / RUN, run_settings)
-            write_atomically(output / RUN, _to_bytes(json.dumps(run_settings, indent=1, ensure_ascii=False)))
+            write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             self._orphans = self._take_stock()
             self._write_card()
             self._metadata = (output / METADATA).open("ab")
@@ -152,9 +166,16 @@ class OutputFolder:
         self._failed_now.add(source)
         self._append(self._failures_file, failure)
 
-    def forget_earlier_failures(self) -> None:
-        """Lets only this run's failures stand: it has tried every photo, the earlier ones' included."""
+    def finish(self) -> None:
+        """Says that every photo has been tried: earlier failures stand no longer, and strange PNGs are named."""
         self._failures = {source: row for source, row in self._failures.items() if source in self._failed_now}
+        if self._orphans:
+            _LOGGER.warning(
+                "%s: %d PNGs are in no record, such as %s; delete them, or readers of the folder count them in",
+                self.path,
+                len(self._orphans),
+                min(self._orphans),
+            )
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -169,6 +190,8 @@ class OutputFolder:
                 self._pending = deque(entry for entry in self._pending if not entry[0].cancel())
             while self._pending:
                 self._record_first()
+            self._metadata.close()
+            self._failures_file.close()  # before it is replaced: Windows does not rename onto an open file
             self._write_failures()
             self._write_card()
         except (OSError, OutputError):
@@ -183,12 +206,12 @@ class OutputFolder:
     def _file_name(self, photo: PhotoFile, item: str) -> str:
         """Returns the path of a cut-out in the output; clears away what an interrupted run left under its name."""
         for other in self._orphans.intersection(f"{each}/{photo.name}" for each in self._items):
+            _LOGGER.info("%s: had no record, its photo is done again", other)
             (self.path / other).unlink(missing_ok=True)
             self._orphans.discard(other)
         file_name = f"{item}/{photo.name}"
         if file_name in self._taken:  # by a photo of an earlier run, since renamed or deleted
-            folder, _, last = photo.name.rpartition("/")
-            file_name = "/".join(filter(None, (item, folder, f"{photo.path.suffix[1:]}-{last}")))
+            file_name = f"{item}/{alternative_name(photo)}"
         return file_name
 
     def _record_first(self) -> None:
@@ -222,6 +245,19 @@ class OutputFolder:
 
     def _take_stock(self) -> set[str]:
         """Reads what earlier runs have done, mends what an interruption left, and returns PNGs without a record."""
+        found = self._find_pngs()
+        records = self._read_records(found)
+        self._done = set(records)
+        self._taken = {row["file_name"] for row in records.values()}
+        for row in records.values():
+            self._count(row)
+        failures, _ = _read_lines(self.path / FAILURES, _FAILURE_TYPES)
+        self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
+        self._write_failures()
+        return found - self._taken
+
+    def _find_pngs(self) -> set[str]:
+        """Returns the PNGs of the output, relative to it, and deletes temporary files of runs that were killed."""
         found: set[str] = set()
         for folder, _, files in os.walk(self.path):
             for file in files:
@@ -230,31 +266,43 @@ class OutputFolder:
                     path.unlink(missing_ok=True)
                 elif file.endswith(".png"):
                     found.add(path.relative_to(self.path).as_posix())
+        return found
 
-        rows, intact = _read_lines(self.path / METADATA, _RECORD_KEYS)
-        standing = {row["source"]: row for row in rows if row["file_name"] in found}
-        self._done = set(standing)
-        self._taken = {row["file_name"] for row in standing.values()}
-        for row in standing.values():
-            self._count(row)
-        if not intact or len(standing) < len(rows):
-            _LOGGER.info("%s: keeping %d of %d records", METADATA, len(standing), len(rows))
-            write_atomically(self.path / METADATA, b"".join(map(_to_line, standing.values())))
+    def _read_records(self, found: set[str]) -> dict[str, dict[str, Any]]:
+        """Returns the records whose PNG is there, by source, and lets metadata.jsonl hold just these."""
+        rows, intact = _read_lines(self.path / METADATA, _RECORD_TYPES)
+        records: dict[str, dict[str, Any]] = {}
+        moved = 0
+        for row in rows:
+            item = row["label"] if row["file_name"] in found else self._moved_to(row, found)
+            if item is None:
+                continue
+            if item != row["label"]:
+                moved += 1
+                row.update(file_name=f"{item}/{row['file_name'].partition('/')[2]}", label=item)
+                row["flags"] = [*row.get("flags", []), MOVED]
+            records[row["source"]] = row
+        if moved:
+            _LOGGER.warning("%s: %d cut-outs were moved to another item by hand; that stands", self.path, moved)
+        if moved or not intact or len(records) < len(rows):
+            write_atomically(self.path / METADATA, b"".join(map(_to_line, records.values())))
+        return records
 
-        failures, _ = _read_lines(self.path / FAILURES, _FAILURE_KEYS)
-        self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
-        self._write_failures()
-        return found - self._taken
+    def _moved_to(self, row: Mapping[str, Any], found: set[str]) -> str | None:
+        """Returns the item to whose folder a user has moved a cut-out; None where it is gone."""
+        name = row["file_name"].partition("/")[2]
+        places = [item for item in self._items if f"{item}/{name}" in found]
+        return places[0] if len(places) == 1 else None
 
     def _write_failures(self) -> None:
         write_atomically(self.path / FAILURES, b"".join(map(_to_line, self._failures.values())))
 
     def _write_card(self) -> None:
-        write_atomically(self.path / CARD, _to_bytes(_dataset_card(self.counts)))
+        write_atomically(self.path / CARD, _dataset_card(self.counts).encode())
 
     def _delete_earlier_run(self) -> None:
         """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then."""
-        rows, _ = _read_lines(self.path / METADATA, _RECORD_KEYS)
+        rows, _ = _read_lines(self.path / METADATA, _RECORD_TYPES)
         for row in rows:
             path = self.path / row["file_name"]
             if path.resolve().is_relative_to(self.path.resolve()):  # whatever a hand has written there
@@ -325,7 +373,9 @@ def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         return
     except ValueError:
-        earlier = {}
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
     wanted = json.loads(json.dumps(run_settings))
     differing = [key for key in {**earlier, **wanted} if earlier.get(key) != wanted.get(key)]
     if differing:
@@ -341,8 +391,8 @@ def _brief(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _read_lines(path: Path, required: set[str]) -> tuple[list[dict[str, Any]], bool]:
-    """Returns the rows of a JSONL file that have the required keys, and whether that is the whole file.
+def _read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Returns the rows of a JSONL file that have these keys and types, and whether that is the whole file.
 
     A torn last line, the mark of a kill or a power cut, is left out.
     """
@@ -357,18 +407,13 @@ def _read_lines(path: Path, required: set[str]) -> tuple[list[dict[str, Any]], b
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.keys() >= required:
+        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
             rows.append(row)
     return rows, len(rows) == len(lines) and data.endswith(b"\n")
 
 
 def _to_line(row: Mapping[str, Any]) -> bytes:
-    return _to_bytes(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _to_bytes(text: str) -> bytes:
-    """Returns UTF-8; a name that is no valid Unicode (bytes of an old file system) as JSON escapes."""
-    return "".join(f"\\u{ord(c):04x}" if 0xD800 <= ord(c) <= 0xDFFF else c for c in text).encode()
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 def _dataset_card(counts: Mapping[str, int]) -> str:

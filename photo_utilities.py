@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from errors import NotAPhotoError, PhotoError
 
-# PostScript is a program that Pillow hands to Ghostscript; a stranger's photo must not run programs.
-_REFUSED_FORMATS = {"EPS"}
+# What Pillow recognises and is no photo here. PostScript is a program that it would hand to Ghostscript: a stranger's
+# file must not run programs. For the others it has no decoder, or, as for IM, takes plain text for them.
+_NO_PHOTOS = {"EPS", "BUFR", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
+
+MAX_PIXELS = 300_000_000  # 0.9 GB decoded; the largest phone sensors have 200 million
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns there, and refuses at twice that
+
+_ORIENTATION = 0x0112  # EXIF's tag
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for negatives
 
 _WHITE = (255, 255, 255, 255)
 
 
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Returns the formats that are read: all of Pillow's but PostScript; HEIC with pillow-heif installed."""
+    """Returns the formats that are recognised: Pillow's, and HEIC with pillow-heif installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -28,7 +46,7 @@ def readable_formats() -> tuple[str, ...]:
     else:
         register_heif_opener()
     Image.init()
-    return tuple(name for name in Image.OPEN if name not in _REFUSED_FORMATS)
+    return tuple(Image.OPEN)
 
 
 @functools.cache
@@ -43,7 +61,9 @@ def is_image(path: Path) -> bool:
     try:
         with _open(path):
             return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
         return False
 
 
@@ -64,18 +84,23 @@ def read_photo(path: Path) -> np.ndarray:
         if path.suffix.lower() not in _image_endings():
             raise NotAPhotoError(path.name) from None
         raise PhotoError(_unreadable_reason(path), stage="decode") from None
-    except Image.DecompressionBombError as error:
-        raise PhotoError(str(error), stage="decode") from None
-    # Pillow's plugins raise all of these on damaged files, and MemoryError on absurd sizes.
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, MemoryError) as error:
+    except Image.DecompressionBombError:
+        raise PhotoError(f"has more than {MAX_PIXELS:,} pixels; make it smaller", stage="decode") from None
+    except Exception as error:  # as in is_image: a fuzzer found nine kinds, struct.error and RuntimeError among them
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PhotoError(f"can't be read: {reason}", stage="decode") from error
 
 
-def _open(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large sizes and odd EXIF; errors are what counts
-        return Image.open(path, formats=readable_formats())
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    # By its contents, not its path: Pillow maps uncompressed TIFFs that it opens by path, and with an orientation
+    # that swaps the sides some modes then come out scrambled (Pillow 13.0).
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large sizes and odd EXIF; errors are what counts
+        with Image.open(file, formats=readable_formats()) as image:
+            if image.format in _NO_PHOTOS:
+                raise UnidentifiedImageError(f"{image.format} holds no photo")
+            yield image
 
 
 def _unreadable_reason(path: Path) -> str:
@@ -89,16 +114,42 @@ def _unreadable_reason(path: Path) -> str:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     profile = image.info.get("icc_profile")
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    upright = _turn_upright(image)
     if upright.mode == "F" or upright.mode.startswith("I"):
-        grey = _to_8_bit(np.asarray(upright))
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(_deep_grey(upright, image)[..., None], 3, axis=2)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")
-    if upright.mode in ("RGB", "CMYK", "LAB"):
+    if upright.mode == "P":
+        upright = upright.convert("RGB")
+    if upright.mode in ("RGB", "L", "CMYK", "LAB"):
         upright = _to_srgb(upright, profile)
     return np.array(upright.convert("RGB"))
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Returns the image as EXIF says it is to be seen.
+
+    `ImageOps.exif_transpose` would also write the EXIF block anew, and fails where the camera wrote it wrongly.
+    """
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF costs the orientation, not the photo
+        return image
+    method = _TRANSPOSITIONS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _deep_grey(upright: Image.Image, original: Image.Image) -> np.ndarray:
+    """Returns a grey image of more than 8 bits as (H, W) uint8, its transparent grey (PNG) white."""
+    values = np.asarray(upright)
+    grey = _to_8_bit(values)
+    transparent = original.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    if original.format == "TIFF" and original.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        grey = 255 - grey
+    return grey
 
 
 def _to_8_bit(grey: np.ndarray) -> np.ndarray:
@@ -122,7 +173,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         else:
             return image
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        if ImageCms.getProfileDescription(source).startswith("sRGB"):
             return image
         converted = ImageCms.profileToProfile(image, source, _srgb_profile(), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile costs exact colours, not the photo

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -69,12 +69,8 @@ def print_facts(console: Console, facts: Mapping[str, str]) -> None:
     """Prints the facts of a run, one `name  value` line each."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.print(Text(name.ljust(width + 2), style="bold"), Text(printable(value)), sep="", soft_wrap=True)
-
-
-class _SpeedColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.2f} photos/s")
+        line = Text.assemble((printable(name).ljust(width + 2), "bold"), printable(value))
+        console.print(line, soft_wrap=True)
 
 
 class RunProgress:
@@ -82,24 +78,17 @@ class RunProgress:
 
     Args:
         console: Where to.
-        total: Files in the dataset.
-        done: Of these, done by earlier runs.
+        total: Files to be dealt with, as far as known.
     """
 
-    def __init__(self, console: Console, *, total: int, done: int = 0) -> None:
-        self._console, self._total, self._completed = console, total, done
+    def __init__(self, console: Console, *, total: int) -> None:
+        self._console, self._total = console, total
+        self._done_before = self._completed = 0
         self._bar: Progress | None = None
         if console.is_terminal and not console.quiet:
-            self._bar = Progress(
-                TextColumn("photos"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                _SpeedColumn(),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task("photos", total=total, completed=done)
-        self._done_before = done
+            columns = (TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("photos", total=total, pace="")
         self._begin = self._last_line = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -111,20 +100,27 @@ class RunProgress:
         if self._bar:
             self._bar.stop()
 
-    def advance(self, photos: int = 1) -> None:
-        """Counts photos as dealt with, whether written, failed or skipped."""
-        self._completed += photos
-        if self._bar:
-            self._bar.update(self._task, completed=self._completed)
-            return
+    def skip(self) -> None:
+        """Counts a photo that an earlier run has done; it says nothing of this run's speed."""
+        self._done_before += 1
+        self._show()
+
+    def advance(self) -> None:
+        """Counts a file as dealt with, whether written, failed or skipped."""
+        self._completed += 1
+        self._show()
+
+    def _show(self) -> None:
         now = time.monotonic()
-        if now - self._last_line >= _PLAIN_INTERVAL:
+        position = self._done_before + self._completed
+        speed = self._completed / (now - self._begin) if now > self._begin else 0.0
+        left = format_seconds(max(0, self._total - position) / speed) if speed else "unknown time"
+        pace = f"{speed:.2f} photos/s, {left} left"
+        if self._bar:
+            self._bar.update(self._task, completed=position, pace=pace)
+        elif now - self._last_line >= _PLAIN_INTERVAL:
             self._last_line = now
-            speed = (self._completed - self._done_before) / (now - self._begin)
-            left = format_seconds((self._total - self._completed) / speed) if speed else "unknown"
-            self._console.print(
-                f"{self._completed}/{self._total} photos, {speed:.2f} photos/s, {left} left", highlight=False
-            )
+            self._console.print(f"{position}/{self._total} photos, {pace}", highlight=False)
 
 
 def print_summary(

@@ -170,7 +170,7 @@ def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: 
     """Returns the central subject of each photo, cut out in two passes over the whole batch.
 
     Pass 1 gives SAM 2 the centre of the photo and takes the best of three masks. Pass 2 gives it that mask, the
-    centre and two supporting points, `margin` below it to the right and left, and takes one mask. Photo by photo
+    centre and two supporting points, to its lower right and left, and takes one mask. Photo by photo
     the same as `SAM2ImagePredictor.predict`, called twice; here both passes and the encoder are one call each.
 
     Args:

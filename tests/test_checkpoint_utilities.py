@@ -119,6 +119,23 @@ def test_an_unknown_model_names_the_flag_the_place_and_the_known_ones(tmp_path):
     assert "sam2.1_hiera_tiny" in message
 
 
+def test_a_public_name_never_means_another_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").write_bytes(b"a file that happens to be called so")
+    with pytest.raises(CheckpointError, match="can't be reached"):
+        find("http://127.0.0.1:9/model.pt", tmp_path / "checkpoints")
+
+
+def test_a_model_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine.pt").write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"mine.pt: Permission denied; change its permissions"):
+        find_checkpoint("mine", {}, flag="--sam-model", checkpoints_dir=tmp_path)
+
+
 def test_all_public_models_carry_a_digest():
     import clip
 
@@ -147,7 +164,7 @@ class _Attack:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     victim = tmp_path / "created"
     torch.save({"model": _Attack(str(victim))}, tmp_path / "attack.pt")
-    with pytest.raises(CheckpointError, match=r"attack.pt: not a checkpoint of plain weights"):
+    with pytest.raises(CheckpointError, match=r"attack.pt: not a checkpoint .*: it holds Python objects"):
         read_weights(tmp_path / "attack.pt")
     assert not victim.exists()
 
@@ -158,7 +175,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
         (b"", "is empty"),
         (b"\n<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"not weights at all", "not a checkpoint of plain weights"),
+        (b"not weights at all", "not a checkpoint of plain weights: UnpicklingError"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "not a checkpoint of plain weights: UnpicklingError"),
         (b"PK\x03\x04 and then nothing", "not a checkpoint of plain weights"),
         (pickle.dumps({"model": 1}, protocol=0)[:10], "not a checkpoint of plain weights"),
     ],

@@ -32,7 +32,7 @@ def clips_own_probabilities(clips_own, image, prompts):
 
 
 def test_probabilities_equal_clips_own_over_all_972_prompts(clips_own, clip_checkpoint, prompts, cars, tmp_path):
-    images = [make_image(640, 426, 0), make_image(90, 200, 1), make_image(64, 64, 2)]
+    images = [make_image(*size, seed) for seed, size in enumerate([(640, 426), (90, 200), (64, 64), (1000, 190)])]
     ours = ClipModel(str(clip_checkpoint), items=cars["items"], prompts=prompts, checkpoints_dir=tmp_path)
     for image, label in zip(images, ours.process(images), strict=True):
         expected = clips_own_probabilities(clips_own, image, prompts)
@@ -111,9 +111,10 @@ def test_other_prompts_or_weights_do_not_meet_in_the_cache(tmp_path, change):
     assert len(list((tmp_path / "text_features").iterdir())) == 2
 
 
-def test_a_damaged_cache_is_computed_again(clip_checkpoint, tmp_path, small):
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda _: b"", lambda _: b"PK\3\4", lambda _: b"?" * 9])
+def test_a_damaged_cache_is_computed_again(clip_checkpoint, tmp_path, small, damage):
     [cache] = (tmp_path / "text_features").iterdir()
-    cache.write_bytes(cache.read_bytes()[:100])
+    cache.write_bytes(damage(cache.read_bytes()))
     again = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
     assert again.process([make_image()]) == small.process([make_image()])
 

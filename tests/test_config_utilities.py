@@ -83,6 +83,8 @@ def test_a_config_in_the_current_folder_comes_before_the_shipped_one(tmp_path, m
         ({**LISTS, "output": ""}, ["'output'", "must not be empty"]),
         ('{"items": ["\\ud83d"], "prefixes": [""], "postfixes": [""]}', ["'items'", "half a surrogate pair"]),
         ("[" * 100_000, ["nested too deeply"]),
+        ('{"seed": ' + "9" * 5000 + "}", ["no usable JSON"]),
+        ({**LISTS, "margin": 10**400}, ["'margin'", "must be a number"]),
     ],
 )
 def test_a_mistake_is_one_line_with_file_key_value_and_remedy(tmp_path, value, words):

@@ -88,6 +88,18 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     assert [photo.source for photo in find_photos(tmp_path / "photos")] == ["link.jpg"]
 
 
+def test_a_link_that_leads_to_itself_is_no_photo(tmp_path):
+    save_photo(tmp_path / "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    assert [photo.source for photo in find_photos(tmp_path)] == ["a.jpg"]
+
+
+def test_a_folder_that_is_called_like_a_cut_out_keeps_its_name(tmp_path):
+    save_photo(tmp_path / "car.jpg")
+    save_photo(tmp_path / "car.png" / "a.jpg")
+    assert [photo.name for photo in find_photos(tmp_path)] == ["car.jpg.png", "car.png/a.png"]
+
+
 def test_a_pipe_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert list(find_photos(tmp_path)) == []
@@ -97,7 +109,17 @@ def test_a_pipe_is_never_opened(tmp_path):
 def test_bytes_that_are_no_utf_8_become_escapes_in_the_name(tmp_path):
     (tmp_path / os.fsdecode(b"gr\xfcn.jpg")).write_bytes(b"x")
     [photo] = find_photos(tmp_path)
-    assert photo.name == "gr%FCn.png"
+    assert (photo.source, photo.name) == ("gr%FCn.jpg", "gr%FCn.png")
+    assert photo.path.read_bytes() == b"x"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take valid Unicode only")
+def test_escaped_names_stay_apart_from_names_that_look_escaped(tmp_path):
+    for name in (b"gr\xfcn", b"gr%FCn"):
+        save_photo(tmp_path / os.fsdecode(name) / "a.jpg")
+        save_photo(tmp_path / os.fsdecode(name + b".jpg"))
+    photos = list(find_photos(tmp_path))
+    assert len({photo.source for photo in photos}) == len({photo.name for photo in photos}) == 4
 
 
 def test_a_missing_dataset_names_the_flag(tmp_path):

@@ -164,10 +164,54 @@ def test_a_second_run_goes_on_where_the_first_stopped(run, tmp_path):
     assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 3
     code, out, _ = run()
     assert code == 0
-    assert "3 photos are done already" in out
+    assert "going on after 3 photos done earlier" in out
     assert "3 photos written" in out
     run(output=tmp_path / "at once")
     assert contents(tmp_path / "out") == contents(tmp_path / "at once")
+
+
+def test_the_limit_counts_photos_and_not_what_lies_between_them(run, photos, tmp_path):
+    (photos / "A notes.txt").write_text("sorted before every photo")
+    assert run("--limit", "2")[0] == 0
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["B.JPG", "a.png"]
+
+
+def test_the_current_folder_may_be_the_output(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("--debug", output=".")[0] == 0
+    assert len(pngs(tmp_path / "here")) == 6
+    assert (tmp_path / "here-debug").is_dir()
+
+
+def test_debug_never_writes_among_the_photos(run, photos, tmp_path):
+    photos.rename(tmp_path / "out-debug")
+    code, _, err = run("--debug", dataset=tmp_path / "out-debug")
+    assert code == 2
+    assert "its side folder" in err
+
+
+def test_an_inspection_picture_that_can_not_be_written_is_one_line(run, tmp_path):
+    (tmp_path / "out-debug").write_text("a file in the way")
+    code, _, err = run("--debug")
+    assert code == 2
+    assert "leave out --debug" in err
+    assert err.count("\n") == 1
+
+
+def test_other_spellings_of_the_same_model_are_no_other_settings(run, sam2_checkpoint, monkeypatch):
+    assert run()[0] == 0
+    monkeypatch.chdir(sam2_checkpoint.parent)
+    assert run("--sam-model", sam2_checkpoint.name)[0] == 0
+
+
+def test_another_architecture_is_another_setting(run, tmp_path):
+    run()
+    source = sam_utilities.find_config("sam2.1_hiera_micro").read_text(encoding="utf-8")
+    (tmp_path / "other.yaml").write_text(source.replace("image_size: 256", "image_size: 384"))
+    code, _, err = run("--sam-config", str(tmp_path / "other.yaml"))
+    assert code == 2
+    assert "sam_config was" in err
 
 
 def test_a_finished_run_started_again_does_nothing_and_succeeds(run):
@@ -283,6 +327,8 @@ NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_h
         (["--decision", "best"], ["--decision", "'best'", "top-prompt"]),
         (["--background", "blue"], ["--background 'blue'", "#c0c0c0"]),
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--batch-size", "x"], ["--batch-size", "'x' must be a whole number or auto"]),
+        (["--log", "out/run.log"], ["--log out/run.log", "put it elsewhere"]),
         (["--no-such-flag"], ["--no-such-flag", "--help"]),
         (["--config", "nowhere.json"], ["nowhere.json", "--config"]),
         (["--dataset-dir", "nowhere"], ["nowhere: No such file or directory", "--dataset-dir"]),
@@ -301,8 +347,9 @@ NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_h
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
-def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(run, monkeypatch, flags, words):
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(run, tmp_path, monkeypatch, flags, words):
     monkeypatch.setattr(checkpoint_utilities, "SAM2_CHECKPOINTS", NO_NETWORK)
+    monkeypatch.chdir(tmp_path)
     code, _, err = run(*flags)
     assert code == 2
     assert err.startswith("main.py: ")
@@ -420,6 +467,29 @@ def test_the_program_runs_from_any_folder_and_shows_no_warnings(photos, models, 
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert len(pngs(Path(tmp_path, "out"))) == 6
+
+
+def test_a_name_that_the_console_lacks_is_shown_escaped(photos, models, tmp_path):
+    (photos / "broken 日本.jpg").write_bytes(b"")
+    result = subprocess.run(
+        command("-i", photos, "-o", tmp_path / "out", "-x", *models),
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert b"broken \\u65e5\\u672c.jpg: failed" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take valid Unicode only")
+def test_names_that_are_no_utf_8_do_not_spoil_the_dataset(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    save_photo(photos / os.fsdecode(b"caf\xe9.jpg"))
+    assert run()[0] == 0
+    split = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert "caf%E9.jpg" in split["source"]
+    assert len(split) == 7
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")], ids=["unset", "set by the user"])

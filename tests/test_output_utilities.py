@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ SETTINGS = {"margin": 0.05, "items": ITEMS}
 
 
 def photo(source="a.jpg", name=None):
-    return PhotoFile(path=output_utilities.Path(source), source=source, name=name or source.replace(".jpg", ".png"))
+    return PhotoFile(path=Path(source), source=source, name=name or source.replace(".jpg", ".png"))
 
 
 def record(item="red"):
@@ -144,7 +145,7 @@ def test_a_new_photo_does_not_take_the_name_of_one_that_was_deleted_since(tmp_pa
     fill(tmp_path / "out", photo("car.webp", "car.png"))
     assert {row["source"]: row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl")} == {
         "car.jpg": "red/car.png",
-        "car.webp": "red/webp-car.png",
+        "car.webp": "red/car-bd914215.png",
     }
 
 
@@ -166,7 +167,7 @@ def test_a_failure_of_a_photo_that_is_no_longer_there_is_forgotten_by_a_whole_ru
         output.fail("deleted.jpg", "truncated", stage="decode")
     with open_folder(tmp_path / "out") as again:
         again.fail("b.jpg", "truncated", stage="decode")
-        again.forget_earlier_failures()
+        again.finish()
     assert [row["source"] for row in rows(tmp_path / "out" / "failures.jsonl")] == ["b.jpg"]
 
 
@@ -209,7 +210,7 @@ def test_overwrite_never_follows_a_record_out_of_the_output(tmp_path):
     [
         ("photos", "is the dataset"),
         (".", "contains the dataset"),
-        ("file", "is a file"),
+        ("file", "Not a directory"),
         ("full", "holds files that are not of a sam2vit run, such as 'thesis.txt'"),
     ],
 )
@@ -283,16 +284,64 @@ def test_a_write_that_fails_leaves_neither_half_a_file_nor_the_loss_of_the_old_o
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_a_source_of_bytes_that_are_no_utf_8_makes_valid_json(tmp_path):
-    source = os.fsdecode(b"gr\xfcn.jpg")
-    fill(tmp_path / "out", photo(source, "gr%FCn.png"))
-    [row] = rows(tmp_path / "out" / "metadata.jsonl")
-    assert row["source"] == source
-    assert open_folder(tmp_path / "out").is_done(photo(source))
+@pytest.mark.parametrize("output", ["out", ".", "./sub/.."])
+def test_side_products_stand_beside_the_output(tmp_path, monkeypatch, output):
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path if output == "out" else tmp_path / "out")
+    assert sibling(Path(output), "debug") == tmp_path / "out-debug"
 
 
-def test_side_products_stand_beside_the_output(tmp_path):
-    assert sibling(tmp_path / "out", "debug") == tmp_path / "out-debug"
+@pytest.mark.parametrize("relation", ["is", "contains"])
+def test_a_side_folder_that_would_mix_with_the_photos_is_refused(tmp_path, relation):
+    photos = tmp_path / "out-debug" if relation == "is" else tmp_path / "out-debug" / "photos"
+    photos.mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"out: its side folder .*out-debug: {relation} the dataset"):
+        check_output(tmp_path / "out", photos, side_folders=[tmp_path / "out-debug"])
+
+
+def test_a_cut_out_that_was_moved_to_another_item_by_hand_stays_there(tmp_path):
+    fill(tmp_path / "out", photo("sub/a.jpg"), photo("b.jpg"))
+    (tmp_path / "out" / "dark red" / "sub").mkdir(parents=True)
+    (tmp_path / "out" / "red" / "sub" / "a.png").rename(tmp_path / "out" / "dark red" / "sub" / "a.png")
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("sub/a.jpg"))
+        assert again.counts == {"red": 1, "dark red": 1}
+    moved, other = rows(tmp_path / "out" / "metadata.jsonl")
+    assert (moved["file_name"], moved["label"]) == ("dark red/sub/a.png", "dark red")
+    assert (moved["flags"], other["flags"]) == (["moved by hand"], [])
+
+
+def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, caplog):
+    fill(tmp_path / "out", photo("a.jpg"))
+    write_png(tmp_path / "out" / "red" / "stranger.png", cut_out(make_image(), None))
+    with open_folder(tmp_path / "out") as again:
+        again.finish()
+    assert "1 PNGs are in no record, such as red/stranger.png" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7"])
+def test_damaged_settings_of_an_earlier_run_say_so(tmp_path, content):
+    fill(tmp_path / "out", photo())
+    (tmp_path / "out" / ".run.json").write_text(content)
+    with pytest.raises(OutputError, match=r".run.json: is damaged; add --overwrite"):
+        open_folder(tmp_path / "out")
+    open_folder(tmp_path / "out", overwrite=True).__exit__(None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"source": ["x"]}, {"file_name": 7}, {"item_probability": "much"}, "no object", {"label": None}],
+    ids=str,
+)
+def test_records_that_a_hand_has_damaged_are_dropped(tmp_path, row):
+    fill(tmp_path / "out", photo("a.jpg"))
+    metadata = tmp_path / "out" / "metadata.jsonl"
+    [good] = rows(metadata)
+    with metadata.open("a") as file:
+        file.write(json.dumps({**good, **row} if isinstance(row, dict) else row) + "\n")
+    with open_folder(tmp_path / "out") as again:
+        assert again.done == 1
+    assert rows(metadata) == [good]
 
 
 def fill_with_traps(path):

@@ -49,6 +49,34 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert np.abs(image.astype(int) - QUARTERS).mean() < 3
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_an_uncompressed_tiff_is_turned_without_being_scrambled(tmp_path, mode, orientation):
+    stored = np.ascontiguousarray(np.rot90(QUARTERS) if orientation == 6 else np.rot90(QUARTERS, -1))
+    image = Image.fromarray(stored)
+    image = Image.fromarray(stored[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = read(image, tmp_path, "turned.tif", exif=exif)
+    upright = read(image, tmp_path, "stored.tif")
+    assert (turned == (np.rot90(upright, -1) if orientation == 6 else np.rot90(upright))).all()
+
+
+def test_damaged_exif_costs_no_photo(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 1, "maker"
+    data = io.BytesIO()
+    Image.fromarray(QUARTERS).save(data, "JPEG", exif=exif)
+    block = bytearray(data.getvalue())
+    start = block.index(b"Exif") + 16
+    for offset in range(start, start + 24):
+        for value in (0, 255):
+            damaged = block.copy()
+            damaged[offset] = value
+            (tmp_path / "photo.jpg").write_bytes(damaged)
+            assert 60 in read_photo(tmp_path / "photo.jpg").shape
+
+
 def with_alpha(image, alpha):
     return np.dstack([image, np.full(image.shape[:2], alpha, np.uint8)])
 
@@ -122,6 +150,38 @@ def test_a_colour_profile_is_converted_to_srgb(tmp_path):
     assert (read(lab_red, tmp_path, "lab.tif") == expected).all()
 
 
+def swapped_profile():
+    """A profile whose red and green primaries are those of sRGB in the other order."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    table = range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)
+    offsets = {profile[entry : entry + 4]: int.from_bytes(profile[entry + 4 : entry + 8], "big") for entry in table}
+    red, green = offsets[b"rXYZ"], offsets[b"gXYZ"]
+    swapped = bytearray(profile)
+    swapped[red : red + 20], swapped[green : green + 20] = profile[green : green + 20], profile[red : red + 20]
+    return bytes(swapped).replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
+def test_a_colour_profile_counts_in_every_mode(tmp_path, mode):
+    image = Image.new("RGB", (8, 8), (200, 30, 40))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    pixel = read(image, tmp_path, icc_profile=swapped_profile())[4, 4].astype(int)
+    assert np.abs(pixel - (30, 200, 40)).max() <= 3
+
+
+def test_the_transparent_grey_of_16_bits_becomes_white(tmp_path):
+    grey = np.full((8, 8), 1000, np.uint16)
+    grey[0, 0] = 40000
+    image = read(Image.fromarray(grey), tmp_path, transparency=1000)
+    assert (image[4, 4] == 255).all()
+    assert (image[0, 0] == round(40000 / 257)).all()
+
+
+def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
+    image = read(Image.fromarray(np.zeros((8, 8), np.uint16)), tmp_path, "negative.tif", tiffinfo={262: 0})
+    assert (image == 255).all()
+
+
 def test_a_broken_profile_costs_no_photo(tmp_path):
     image = read(Image.fromarray(QUARTERS), tmp_path, icc_profile=b"no profile at all")
     assert (image == QUARTERS).all()
@@ -189,9 +249,11 @@ def test_a_vanished_file_is_a_failure_with_its_reason(tmp_path):
 
 
 def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch):
+    assert Image.MAX_IMAGE_PIXELS == photo_utilities.MAX_PIXELS // 2  # Pillow refuses at twice its own limit
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     save_photo(tmp_path / "bomb.png", 100, 100)
-    with pytest.raises(PhotoError, match="exceeds limit"):
+    assert is_image(tmp_path / "bomb.png")
+    with pytest.raises(PhotoError, match="has more than 300,000,000 pixels; make it smaller"):
         read_photo(tmp_path / "bomb.png")
 
 
@@ -199,6 +261,13 @@ def test_postscript_is_never_run(tmp_path):
     Image.fromarray(make_image()).save(tmp_path / "program.eps")
     with pytest.raises(PhotoError, match="no image that Pillow reads"):
         read_photo(tmp_path / "program.eps")
+
+
+@pytest.mark.parametrize("head", [b"\x89HDF\r\n\x1a\n", b"GRIB\0\0\0\1", b"BUFR\0\0\0\4", b"\0\0\1\xb3" + b"\x10" * 20])
+def test_a_format_that_pillow_only_recognises_is_no_photo(tmp_path, head):
+    (tmp_path / "data.bin").write_bytes(head + bytes(100))
+    with pytest.raises(NotAPhotoError):
+        read_photo(tmp_path / "data.bin")
 
 
 def test_heic_without_its_reader_names_the_package(tmp_path, monkeypatch):

@@ -67,7 +67,9 @@ def test_progress_is_plain_lines_where_the_output_is_no_terminal(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(report_utilities.time, "monotonic", lambda: now[0])
     console = make_console()
-    with RunProgress(console, total=20, done=4) as progress:
+    with RunProgress(console, total=20) as progress:
+        for _ in range(4):
+            progress.skip()
         for _ in range(8):
             now[0] += 2.5
             progress.advance()
