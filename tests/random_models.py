@@ -13,7 +13,7 @@ import sam_utilities
 def save_random_sam2(path: Path, config: str = "sam2.1_hiera_micro", seed: int = 3) -> Path:
     """Saves a SAM 2 whose masks mean nothing but differ from photo to photo."""
     torch.manual_seed(seed)
-    model = sam_utilities._build_architecture(sam_utilities.find_config(config))
+    model = sam_utilities.build_sam2(sam_utilities.find_config(config))
     torch.save({"model": model.state_dict()}, path)
     return path
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from config_utilities import PROGRAM_DIR, Settings, find_config, read_config, read_settings
+from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, Settings, find_config, read_config, read_settings
 from errors import ConfigError
 
 LISTS = {"prefixes": ["a"], "items": ["red"], "postfixes": ["car"]}
@@ -147,3 +147,26 @@ def test_a_flag_out_of_range_is_named(flags, words):
 def test_the_defaults_pass_their_own_checks():
     given = {name: value for name, value in vars(Settings()).items() if name not in ("prefixes", "items", "postfixes")}
     assert read_settings({name: value for name, value in given.items() if name != "config"}).margin == Settings.margin
+
+
+@pytest.mark.parametrize(
+    ("in_config", "flags", "sam_model", "clip_model"),
+    [
+        ({}, {"micro": True}, MICRO_SAM2, MICRO_CLIP),
+        ({"micro": True}, {}, MICRO_SAM2, MICRO_CLIP),
+        ({"sam_model": "x", "clip_model": "y"}, {"micro": True}, MICRO_SAM2, MICRO_CLIP),
+        ({"micro": True}, {"sam_model": "x"}, "x", MICRO_CLIP),
+        ({}, {"micro": True, "clip_model": "y"}, MICRO_SAM2, "y"),
+        ({}, {"demo": True}, MICRO_SAM2, MICRO_CLIP),
+    ],
+)
+def test_micro_names_two_models_unless_the_same_place_names_others(tmp_path, in_config, flags, sam_model, clip_model):
+    path = write(tmp_path / "c.json", {**LISTS, **in_config})
+    settings = read_settings({"config": str(path), **flags})
+    assert (settings.sam_model, settings.clip_model) == (sam_model, clip_model)
+
+
+def test_the_demonstration_reads_the_sample_photos_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_settings({"demo": True}).dataset_dir == str(PROGRAM_DIR / "dataset_cars")
+    assert read_settings({"demo": True, "dataset_dir": "mine"}).dataset_dir == "mine"

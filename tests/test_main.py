@@ -245,8 +245,8 @@ def test_a_photo_that_makes_the_model_raise_takes_nothing_else_with_it(run, phot
             raise RuntimeError("CUDA error: something with B.JPG\nand more lines")
         return to_pixels(image, image_size)
 
-    to_pixels = sam_utilities._to_pixels
-    monkeypatch.setattr(sam_utilities, "_to_pixels", raise_on_odd_sizes)
+    to_pixels = sam_utilities.to_pixels
+    monkeypatch.setattr(sam_utilities, "to_pixels", raise_on_odd_sizes)
     code, _, _ = run("--batch-size", "6")
     assert code == 1
     assert rows(tmp_path / "out" / "failures.jsonl") == [

@@ -1,0 +1,90 @@
+"""The training of the bundled models: its losses against plain arithmetic, and that it learns and goes on."""
+
+import itertools
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_image
+from sam_utilities import load_sam2, predict_sam2
+from scenes import make_scene
+from training.photos import MaskedPhotos, training_pictures
+from training.train_sam2 import build, mask_losses, two_pass_loss
+
+
+@pytest.fixture
+def masked_photos(tmp_path):
+    """Eight photos of a set and two of another, each with the mask of a disc at its centre."""
+    for name, count in (("large", 8), ("small", 2)):
+        folder = tmp_path / "masks" / name
+        folder.mkdir(parents=True)
+        for index in range(count):
+            mask = np.zeros((60, 80), np.uint8)
+            cv2.circle(mask, (40, 30), 15, 255, -1)
+            cv2.imwrite(str(folder / f"{index}.jpg"), make_image(80, 60, index))
+            cv2.imwrite(str(folder / f"{index}.png"), mask)
+    return tmp_path
+
+
+def test_photos_are_split_once_and_no_set_drowns_the_others(masked_photos):
+    kept, held_out = (MaskedPhotos(masked_photos, held_out=each) for each in (False, True))
+    assert len(kept) + len(held_out) == 10
+    rng = np.random.default_rng(0)
+    assert all(mask.shape == image.shape[:2] for image, mask in (kept.draw(rng) for _ in range(5)))
+
+
+def test_a_folder_without_masks_says_what_it_lacks(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no masks/<set>/\*.jpg in it"):
+        MaskedPhotos(tmp_path, held_out=False)
+
+
+@pytest.mark.parametrize("with_photos", [False, True])
+def test_training_pictures_have_their_object_at_the_centre(masked_photos, with_photos):
+    photos = MaskedPhotos(masked_photos, held_out=False) if with_photos else None
+    for picture, mask in itertools.islice(training_pictures(0, 64, photos, real_share=0.8), 30):
+        assert picture.shape == (64, 64, 3)
+        assert picture.dtype == np.uint8
+        assert mask.shape == (64, 64)
+        assert mask[32, 32]
+
+
+def test_a_perfect_mask_costs_nothing_and_a_reversed_one_the_most():
+    target = torch.zeros(1, 64, 64)
+    target[:, 16:48, 16:48] = 1
+    small = torch.nn.functional.adaptive_avg_pool2d(target[:, None], 16)
+    logits = torch.cat([(small - 0.5) * 40, (0.5 - small) * 40], dim=1)
+    losses, ious = mask_losses(logits, target)
+    assert losses[0, 0] < 0.1
+    assert losses[0, 1] > 1
+    assert ious[0, 0] > 0.9
+    assert ious[0, 1] < 0.2
+
+
+def test_a_few_steps_on_one_batch_lower_the_loss():
+    torch.manual_seed(0)
+    model = build(128)
+    scenes = [make_scene(seed, (128, 128)) for seed in range(4)]
+    images = torch.stack(
+        [torch.from_numpy(scene.image.astype(np.float32)).permute(2, 0, 1) / 60 - 2 for scene in scenes]
+    )
+    masks = torch.stack([torch.from_numpy(scene.mask.astype(np.float32)) for scene in scenes])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(12):
+        torch.manual_seed(1)  # the same jitter of the points each time
+        loss = two_pass_loss(model, images, masks)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_weights_trained_at_one_size_fit_another(tmp_path):
+    torch.save({"model": {key: value.half() for key, value in build(128).state_dict().items()}}, tmp_path / "w.pt")
+    model = load_sam2(str(Path(tmp_path, "w.pt")), "sam2.1_hiera_micro")
+    assert model.image_size == 256
+    assert predict_sam2([make_image()], model)[0].mask.shape == (64, 96)
