@@ -1,4 +1,4 @@
-# make run    the main job, with ARGS="--dataset-dir photos --output output" or whatever main.py takes
+# make run    the demonstration; the main job with ARGS="--dataset-dir photos --output output" or what main.py takes
 # make test   lint, format and tests
 # Both create .venv and install the requirements when they are missing or have changed.
 
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: run test clean
 
 run: $(VENV)/.run-ready
-	$(BIN)/python main.py $(ARGS)
+	$(BIN)/python main.py $(or $(ARGS),--demo)
 
 test: $(VENV)/.test-ready
 	$(BIN)/ruff check .

@@ -17,8 +17,10 @@ from typing import Any
 
 from errors import CheckpointError
 
-# Beside the program, or wherever a shared or writable place is (a volume of a container).
-CHECKPOINTS_DIR = Path(os.environ.get("SAM2VIT_CHECKPOINTS") or Path(__file__).resolve().parent / "checkpoints")
+# The bundled models lie beside the program; what is downloaded goes there, too, or wherever a shared or writable
+# place is (a volume of a container).
+BUNDLED_DIR = Path(__file__).resolve().parent / "checkpoints"
+CHECKPOINTS_DIR = Path(os.environ.get("SAM2VIT_CHECKPOINTS") or BUNDLED_DIR)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _places(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir:
     """Returns where a model may lie; a public name has one place, so that no other file can stand in for it."""
     if model in public:
         return [checkpoints_dir / public[model].file_name]
-    return [Path(model), checkpoints_dir / model, checkpoints_dir / f"{model}.pt"]
+    return [Path(model), checkpoints_dir / model, checkpoints_dir / f"{model}.pt", BUNDLED_DIR / f"{model}.pt"]
 
 
 def _readable(path: Path) -> Path:

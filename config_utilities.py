@@ -20,6 +20,10 @@ PROGRAM_DIR = Path(__file__).resolve().parent
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+# The models that come with the program; two names like any other.
+MICRO_SAM2, MICRO_CLIP = "sam2.1_hiera_micro", "clip_vit_micro"
+SAMPLE_PHOTOS = PROGRAM_DIR / "dataset_cars"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -31,6 +35,8 @@ class Settings:
     sam_model: str = "sam2.1_hiera_large"
     sam_config: str | None = None
     clip_model: str = "ViT-L/14@336px"
+    micro: bool = False
+    demo: bool = False
     no_sam: bool = False
     margin: float = 0.05
     background: str = "white"
@@ -72,7 +78,17 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
         if problem:
             raise ConfigError(f"--{name.replace('_', '-')} {value!r}: {problem}")
     path = find_config(flags.get("config"))
-    return Settings(**{**read_config(path), **flags, "config": str(path)})
+    return Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+
+
+def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with what `demo` and `micro` are short for, where the same place does not say otherwise."""
+    expanded = dict(values)
+    if expanded.get("demo"):
+        expanded = {"micro": True, "dataset_dir": str(SAMPLE_PHOTOS), **expanded}
+    if expanded.get("micro"):
+        expanded = {"sam_model": MICRO_SAM2, "clip_model": MICRO_CLIP, **expanded}
+    return expanded
 
 
 def find_config(named: str | None) -> Path:

@@ -140,6 +140,15 @@ def run(settings: Settings, console: Console) -> int:
         return EXIT_SIGNALLED + _signal_of(interrupt)
     if not output.counts and not output.failures:
         return _say_no_photos(settings)
+    if settings.micro:
+        console.print(
+            f"Look at {settings.output}/. The micro models are for trying out; for photographs leave out --demo and "
+            f"--micro:\n  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER\nwhich downloads "
+            f"{Settings.sam_model} and {Settings.clip_model}, 0.9 GB each.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
 
 
@@ -376,7 +385,12 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--overwrite", action="store_true", help="delete what the last run wrote, and start over")
     flag("--dry-run", action="store_true", help="show what would be done, and do nothing")
 
+    what = "the sample photos with the bundled micro models, to see what this is about"
+    flag("--demo", action="store_true", help=what)
+
     flag = parser.add_argument_group("models and decisions").add_argument
+    what = "the two small models that come with the program: no download, for trying out, tests and plumbing"
+    flag("--micro", action="store_true", help=what)
     what = "sam2.1_hiera_tiny, _small, _base_plus or _large, another name under checkpoints/, or a path to a .pt"
     flag("--sam-model", "-s", metavar="MODEL", help=f"{what} (default: {default.sam_model})")
     what = "architecture of a .pt whose name does not tell it, such as sam2.1_hiera_l"

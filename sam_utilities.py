@@ -82,7 +82,7 @@ def load_sam2(
         raise CheckpointError(
             f'{path}: not a SAM 2 checkpoint: its weights must stand under the key "model", as in Meta\'s files'
         )
-    sam2_model = _build_architecture(config_path)
+    sam2_model = build_sam2(config_path)
     checkpoint_utilities.load_matching(
         sam2_model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
     )
@@ -144,26 +144,36 @@ def find_config(config: str) -> Path:
     return configs[name]
 
 
-def _build_architecture(config_path: Path) -> Any:
-    """Builds the model that a .yaml describes.
+def build_sam2(config_path: Path) -> Any:
+    """Returns the model that a .yaml describes, with random weights.
+
+    Raises:
+        CheckpointError: The file describes no SAM 2.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        return instantiate_sam2(OmegaConf.load(config_path))
+    except Exception as error:  # OmegaConf, YAML, hydra and the constructors each have their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"--sam-config {config_path}: describes no SAM 2 model: {reason}") from error
+
+
+def instantiate_sam2(config: Any) -> Any:
+    """Returns the model of a loaded config, an OmegaConf with Meta's keys.
 
     As `sam2.build_sam.build_sam2` does, but without hydra's search for configs, whose errors name no file.
     """
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    try:
-        config = OmegaConf.load(config_path)
-        # build_sam2's post-processing: a single mask that is not stable gives way to the best of the three.
-        extra = "model.sam_mask_decoder_extra_args"
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_via_stability", value=True, force_add=True)
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_delta", value=0.05, force_add=True)
-        OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_thresh", value=0.98, force_add=True)
-        OmegaConf.resolve(config)
-        return instantiate(config.model, _recursive_=True)
-    except Exception as error:  # OmegaConf, YAML, hydra and the constructors each have their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"--sam-config {config_path}: describes no SAM 2 model: {reason}") from error
+    # build_sam2's post-processing: a single mask that is not stable gives way to the best of the three.
+    extra = "model.sam_mask_decoder_extra_args"
+    OmegaConf.update(config, f"{extra}.dynamic_multimask_via_stability", value=True, force_add=True)
+    OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_delta", value=0.05, force_add=True)
+    OmegaConf.update(config, f"{extra}.dynamic_multimask_stability_thresh", value=0.98, force_add=True)
+    OmegaConf.resolve(config)
+    return instantiate(config.model, _recursive_=True)
 
 
 def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: float = 0.05) -> list[Segmentation]:
@@ -183,15 +193,16 @@ def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: 
     sizes_wh = [(image.shape[1], image.shape[0]) for image in images]
     points = [centre_points(width, height, mask_threshold) for width, height in sizes_wh]
     with torch.inference_mode():
-        features = _encode_images(images, sam2_model)
+        pixels = torch.stack([to_pixels(image, sam2_model.image_size) for image in images])
+        features = encode_pixels(pixels, sam2_model)
         coordinates = _to_model_frame(points, sizes_wh, sam2_model)  # (B, 3, 2)
-        mask_logits, iou_predictions = _decode_masks(
+        mask_logits, iou_predictions = decode_masks(
             sam2_model, features, coordinates[:, :1], mask_prompt=None, multimask_output=True
         )
         best = iou_predictions.argmax(dim=1)
         batch = torch.arange(len(images), device=best.device)
         mask_prompt = mask_logits[batch, best][:, None].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)  # (B, 1, h, w)
-        mask_logits, iou_predictions = _decode_masks(
+        mask_logits, iou_predictions = decode_masks(
             sam2_model, features, coordinates, mask_prompt=mask_prompt, multimask_output=False
         )
         masks = [_full_size_mask(logits, size_wh) for logits, size_wh in zip(mask_logits, sizes_wh, strict=True)]
@@ -213,28 +224,14 @@ def centre_points(width: int, height: int, mask_threshold: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Features:
+class Features:
     """What the mask decoder reads of B photos: strides 16, 4 and 8 of the model's frame."""
 
     image_embeddings: Tensor  # (B, C, s, s) float32
     high_res_features: list[Tensor]  # [(B, C / 8, 4 s, 4 s), (B, C / 4, 2 s, 2 s)] float32
 
 
-def _encode_images(images: Sequence[np.ndarray], sam2_model: Any) -> _Features:
-    """Runs the image encoder once over the batch; as SAM2ImagePredictor.set_image_batch, for any image_size."""
-    import torch
-
-    encoder, decoder = sam2_model.image_encoder, sam2_model.sam_mask_decoder
-    dtype = next(encoder.parameters()).dtype
-    pixels = torch.stack([_to_pixels(image, sam2_model.image_size) for image in images])
-    levels = encoder(pixels.to(sam2_model.device, dtype))["backbone_fpn"]
-    fine, middle, coarse = (level.float() for level in levels)
-    if sam2_model.directly_add_no_mem_embed:
-        coarse = coarse + sam2_model.no_mem_embed.view(1, -1, 1, 1)
-    return _Features(coarse, [decoder.conv_s0(fine), decoder.conv_s1(middle)])
-
-
-def _to_pixels(image: np.ndarray, image_size: int) -> Tensor:
+def to_pixels(image: np.ndarray, image_size: int) -> Tensor:
     """Returns a photo in the model's frame, (3, image_size, image_size) float32, as SAM2Transforms makes it."""
     import torch
     from torchvision.transforms import functional
@@ -242,6 +239,20 @@ def _to_pixels(image: np.ndarray, image_size: int) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div(255)  # HWC -> CHW
     pixels = functional.resize(pixels, [image_size, image_size], antialias=True)
     return functional.normalize(pixels, _PIXEL_MEAN, _PIXEL_STD)
+
+
+def encode_pixels(pixels: Tensor, sam2_model: Any) -> Features:
+    """Runs the image encoder once over a batch, (B, 3, s, s) from `to_pixels`, for any size that the model has.
+
+    As SAM2ImagePredictor.set_image_batch, which knows 1024 px only.
+    """
+    encoder, decoder = sam2_model.image_encoder, sam2_model.sam_mask_decoder
+    dtype = next(encoder.parameters()).dtype
+    levels = encoder(pixels.to(sam2_model.device, dtype))["backbone_fpn"]
+    fine, middle, coarse = (level.float() for level in levels)
+    if sam2_model.directly_add_no_mem_embed:
+        coarse = coarse + sam2_model.no_mem_embed.view(1, -1, 1, 1)
+    return Features(coarse, [decoder.conv_s0(fine), decoder.conv_s1(middle)])
 
 
 def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, int]], sam2_model: Any) -> Tensor:
@@ -253,9 +264,9 @@ def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, 
     return pixels / sizes[:, None] * sam2_model.image_size
 
 
-def _decode_masks(
+def decode_masks(
     sam2_model: Any,
-    features: _Features,
+    features: Features,
     coordinates: Tensor,
     *,
     mask_prompt: Tensor | None,

@@ -1,0 +1,1 @@
+"""How the bundled micro models were made."""

@@ -1,0 +1,125 @@
+"""Training pictures: crops of real photos with masks, cut objects on other backgrounds, and generated scenes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scenes import make_scene
+from scenes.backgrounds import draw_background
+
+HELD_OUT = 8  # every eighth photo of a set is kept for validation
+FIRST_HELD_OUT_SEED = 10_000_000  # scenes from here on are never trained on
+
+
+class MaskedPhotos:
+    """Photos with masks of their central object, in `DIR/masks/<set>/<name>.jpg` and `<name>.png`.
+
+    Args:
+        folder: DIR.
+        held_out: The validation part instead of the training part.
+    """
+
+    def __init__(self, folder: Path, *, held_out: bool) -> None:
+        paths = sorted(folder.glob("masks/*/*.jpg"))
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder}: no masks/<set>/*.jpg in it; leave out --photos to train on scenes alone"
+            )
+        self._paths = [path for index, path in enumerate(paths) if (index % HELD_OUT == 0) == held_out]
+        # A set counts by the square root of its size: many pets must not drown the few vehicles.
+        sizes = Counter(path.parent.name for path in self._paths)
+        weights = np.array([sizes[path.parent.name] ** -0.5 for path in self._paths])
+        self._weights = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a photo, (H, W, 3) uint8 RGB, and its mask, (H, W) bool."""
+        path = self._paths[index]
+        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        return image, cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE) > 127
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a photo and its mask, drawn by the weights of the sets."""
+        return self.read(int(rng.choice(len(self._paths), p=self._weights)))
+
+
+def training_pictures(
+    seed: int, size: int, photos: MaskedPhotos | None, *, real_share: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields square pictures, (size, size, 3) uint8 RGB, and their masks, (size, size) bool, without end."""
+    rng = np.random.default_rng(seed)
+    while True:
+        if photos is None or rng.random() > real_share:
+            scene = make_scene(int(rng.integers(FIRST_HELD_OUT_SEED)), (size, size))
+            picture, mask = scene.image, scene.mask
+            if rng.random() < 0.5:
+                picture, mask = _crop(picture, mask, size, rng)
+        else:
+            picture, mask = _crop(*photos.draw(rng), size, rng)
+            if rng.random() < 0.25:
+                picture = _paste(picture, mask, photos, rng)
+        if mask[size // 2, size // 2]:
+            yield _vary_colours(picture, rng), mask
+
+
+def _crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a square crop around the object, its centre on the object, turned, stretched and mirrored at random."""
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+    rows, columns = np.nonzero(distance > rng.uniform(0, 0.6) * distance.max())
+    middle = np.array([columns.mean(), rows.mean()])
+    near = np.abs(np.column_stack([columns, rows]) - middle).sum(axis=1) + rng.uniform(0, 0.4 * size, len(rows))
+    chosen = int(near.argmin())
+    box_rows, box_columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    extent = max(np.ptp(box_rows), np.ptp(box_columns)) + 1
+    side = np.clip(extent / rng.uniform(0.35, 1.1), 48, 1.5 * max(mask.shape))
+    aspect = np.exp(rng.normal(0, 0.18))
+    scale = np.array([size / side * aspect, size / side / aspect])
+    angle = rng.normal(0, 0.12)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale[:, None]
+    if rng.random() < 0.5:
+        turn[0] *= -1
+    matrix = np.column_stack([turn, size / 2 - turn @ [columns[chosen], rows[chosen]]])
+    shape = (size, size)
+    picture = cv2.warpAffine(image, matrix, shape, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101)
+    # What is mirrored at the border is no part of the object; neither is it shown as one: blur it.
+    inside = cv2.warpAffine(np.ones(mask.shape, np.uint8), matrix, shape)
+    if not inside.all():
+        blurred = cv2.GaussianBlur(picture, (0, 0), size / 20)
+        picture = np.where(inside[..., None] > 0, picture, blurred)
+    cut = cv2.warpAffine(mask.astype(np.uint8) * 255, matrix, shape, flags=cv2.INTER_LINEAR)
+    return picture, cut > 127
+
+
+def _paste(picture: np.ndarray, mask: np.ndarray, photos: MaskedPhotos, rng: np.random.Generator) -> np.ndarray:
+    """Returns the object before another photo or a generated background."""
+    size = len(mask)
+    if rng.random() < 0.5:
+        other, _ = photos.draw(rng)
+        behind = cv2.resize(other, (size, size), interpolation=cv2.INTER_AREA)
+    else:
+        behind = draw_background((size, size), rng, for_vehicle=rng.random() < 0.5)
+    edge = cv2.GaussianBlur(cv2.erode(mask.astype(np.float32), np.ones((3, 3))), (0, 0), 0.8)[..., None]
+    return (picture * edge + behind * (1 - edge)).astype(np.uint8)
+
+
+def _vary_colours(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the picture in another light, with other contrast and saturation, sometimes with shuffled channels."""
+    if rng.random() < 0.15:
+        picture = picture[..., rng.permutation(3)]
+    image = picture.astype(np.float32)
+    grey = image.mean(axis=2, keepdims=True)
+    image = grey + (image - grey) * (0.0 if rng.random() < 0.05 else rng.uniform(0.5, 1.6))
+    image = (image - 128) * rng.uniform(0.6, 1.4) + 128 + rng.uniform(-40, 40)
+    image *= rng.uniform(0.88, 1.12, 3)
+    if rng.random() < 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.5))
+    if rng.random() < 0.2:
+        image += rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 12)
+    return np.clip(image, 0, 255).astype(np.uint8)
