@@ -65,8 +65,9 @@ class LabelledPhoto:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
-    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown, not died of
-        stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     config = ""
     try:
         settings = read_settings(parse_flags(arguments))
