@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import clip
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from conftest import make_image
 from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
 from training.photos import MaskedPhotos, training_pictures
+from training.train_clip import degrade_mask, draw_prompts, learning_rate, prompt_loss, save_checkpoint
 from training.train_sam2 import build, mask_losses, two_pass_loss
 
 
@@ -88,3 +90,34 @@ def test_weights_trained_at_one_size_fit_another(tmp_path):
     model = load_sam2(str(Path(tmp_path, "w.pt")), "sam2.1_hiera_micro")
     assert model.image_size == 256
     assert predict_sam2([make_image()], model)[0].mask.shape == (64, 96)
+
+
+def test_the_prompts_of_a_step_name_every_item_in_every_template():
+    prompts = draw_prompts(["a"], ["red", "blue"], ["car"], np.random.default_rng(0))
+    assert len(prompts) % 2 == 0
+    for red, blue in zip(prompts[::2], prompts[1::2], strict=True):
+        assert red.replace("red", "blue") == blue
+
+
+def test_a_degraded_mask_still_covers_most_of_the_subject():
+    rng = np.random.default_rng(0)
+    mask = make_scene(3, subject="vehicle").mask
+    overlaps = [(degraded & mask).sum() / mask.sum() for degraded in (degrade_mask(mask, rng) for _ in range(30))]
+    assert min(overlaps) > 0.3
+    assert np.mean(overlaps) > 0.7
+    assert not all(overlap == 1 for overlap in overlaps)
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    assert learning_rate(0, 0.0) < learning_rate(200, 0.1) > learning_rate(500, 0.9)
+    assert learning_rate(1000, 1.0) == 0
+
+
+def test_a_trained_clip_is_a_checkpoint_that_clip_itself_loads(clip_checkpoint, tmp_path):
+    model, _ = clip.load(str(clip_checkpoint), device="cpu")
+    save_checkpoint(model, tmp_path / "trained.pt")
+    again, _ = clip.load(str(tmp_path / "trained.pt"), device="cpu")
+    assert torch.allclose(again.visual.proj, model.visual.proj, atol=1e-3)
+    tokens = clip.tokenize(["a red car", "a blue car"])
+    loss = prompt_loss(again, torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1]), tokens, item_count=2)
+    assert loss.isfinite()
