@@ -39,6 +39,7 @@ class Settings:
     demo: bool = False
     no_sam: bool = False
     margin: float = 0.05
+    refine: bool = False
     background: str = "white"
     decision: DecisionRule = "top-prompt"
     device: str = "auto"
@@ -87,7 +88,7 @@ def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
     if expanded.get("demo"):
         expanded = {"micro": True, "dataset_dir": str(SAMPLE_PHOTOS), **expanded}
     if expanded.get("micro"):
-        expanded = {"sam_model": MICRO_SAM2, "clip_model": MICRO_CLIP, **expanded}
+        expanded = {"sam_model": MICRO_SAM2, "clip_model": MICRO_CLIP, "refine": True, **expanded}
     return expanded
 
 

@@ -272,7 +272,7 @@ def label_photos(
     images = [photo.image for photo in photos]
     views, segmentations = images, [None] * len(photos)
     if sam2_model is not None:
-        segmentations = predict_sam2(images, sam2_model, settings.margin)
+        segmentations = predict_sam2(images, sam2_model, settings.margin, refine=settings.refine)
         views = [paint_background(image, each.mask) for image, each in zip(images, segmentations, strict=True)]
     found = [index for index, each in enumerate(segmentations) if each is None or each.box is not None]
     labels = clip_model.process([views[index] for index in found]) if found else []
@@ -400,6 +400,8 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--clip-model", "-m", metavar="MODEL", help=f"{what} (default: {default.clip_model})")
     what = "how far the two supporting points of pass 2 lie from the centre, as a fraction of the shorter side"
     flag("--margin", "--mask-threshold", type=float, metavar="M", help=f"{what} (default: {default.margin})")
+    what = "let GrabCut move the outlines to the photo's own edges (default: on with --micro, else off)"
+    flag("--refine", action=argparse.BooleanOptionalAction, help=what)
     what = "top-prompt: the item of the best prompt; item-sum: probabilities summed per item; ensemble: mean text "
     what += f"feature per item (default: {default.decision})"
     flag("--decision", choices=get_args(DecisionRule), help=what)
@@ -489,7 +491,7 @@ def _deciding_settings(settings: Settings, machine: Machine, clip_model: ClipMod
         sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
         config_path = find_config(settings.sam_config or config_name(settings.sam_model))
         deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
-        deciding |= {"sam_precision": machine.precision, "margin": settings.margin}
+        deciding |= {"sam_precision": machine.precision, "margin": settings.margin, "refine": settings.refine}
     return deciding
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import checkpoint_utilities
 from errors import CheckpointError
-from mask_utilities import bounding_box
+from mask_utilities import bounding_box, refine_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,7 +176,9 @@ def instantiate_sam2(config: Any) -> Any:
     return instantiate(config.model, _recursive_=True)
 
 
-def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: float = 0.05) -> list[Segmentation]:
+def predict_sam2(
+    images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: float = 0.05, *, refine: bool = False
+) -> list[Segmentation]:
     """Returns the central subject of each photo, cut out in two passes over the whole batch.
 
     Pass 1 gives SAM 2 the centre of the photo and takes the best of three masks. Pass 2 gives it that mask, the
@@ -187,6 +189,7 @@ def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: 
         images: B photos, each (H, W, 3) uint8 RGB; their sizes may differ.
         sam2_model: From `load_sam2`.
         mask_threshold: The margin of pass 2 as a fraction of the photo's shorter side, in [0, 0.5).
+        refine: Let the outlines follow the photos' own edges; see `mask_utilities.refine_mask`.
     """
     import torch
 
@@ -205,7 +208,11 @@ def predict_sam2(images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: 
         mask_logits, iou_predictions = decode_masks(
             sam2_model, features, coordinates, mask_prompt=mask_prompt, multimask_output=False
         )
-        masks = [_full_size_mask(logits, size_wh) for logits, size_wh in zip(mask_logits, sizes_wh, strict=True)]
+        if refine:
+            low_resolution = mask_logits[:, 0].cpu().numpy()
+            masks = [refine_mask(image, logits) for image, logits in zip(images, low_resolution, strict=True)]
+        else:
+            masks = [_full_size_mask(logits, size_wh) for logits, size_wh in zip(mask_logits, sizes_wh, strict=True)]
         scores = iou_predictions[:, 0].tolist()
     return [
         Segmentation(mask=mask, score=score, points=photo_points, box=bounding_box(mask))

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each set (default: 500)")
     parser.add_argument("--photos", type=Path, help="folder of photos to measure on instead of scenes")
     parser.add_argument("--classes", action="store_true", help="the folders of --photos are colours, not sets of masks")
+    parser.add_argument("--refine", action=argparse.BooleanOptionalAction, help="default: on with the micro model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -83,8 +84,11 @@ def main() -> None:
             "vehicle scenes": scene_examples(VEHICLE_SEEDS, arguments.scenes, vehicles=True),
             "all scenes": scene_examples(ALL_KINDS_SEEDS, arguments.scenes, vehicles=False),
         }
+    refine = arguments.sam_model == MICRO_SAM2 if arguments.refine is None else arguments.refine
     measures = [
-        measure for name, some in examples.items() for measure in measure_quality(name, some, sam2_model, clip_model)
+        measure
+        for name, some in examples.items()
+        for measure in measure_quality(name, some, sam2_model, clip_model, refine=refine)
     ]
     if arguments.json:
         json.dump([vars(measure) for measure in measures], sys.stdout, indent=1)
@@ -121,11 +125,11 @@ def read_examples(folder: Path, *, classes: bool) -> Iterator[Example]:
 
 
 def measure_quality(
-    name: str, examples: Sequence[Example], sam2_model: Any, clip_model: ClipModel
+    name: str, examples: Sequence[Example], sam2_model: Any, clip_model: ClipModel, *, refine: bool
 ) -> Iterator[Measure]:
     """Yields the measures that the examples allow, each with its baseline."""
     began = time.perf_counter()
-    masks = [predict_sam2([example.image], sam2_model)[0].mask for example in examples]
+    masks = [predict_sam2([example.image], sam2_model, refine=refine)[0].mask for example in examples]
     sam_seconds = time.perf_counter() - began
     if examples[0].mask is not None:
         truths = [example.mask for example in examples]

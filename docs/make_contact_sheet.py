@@ -19,7 +19,9 @@ def make_contact_sheet(dataset_dir: Path, output: Path, picture: Path, *, most: 
     lines = (output / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     rows = sorted((json.loads(line) for line in lines), key=lambda row: row["source"])[:most]
     pair_width, height = 2 * CELL_WH[0] + GAP, CELL_WH[1] + TEXT_HEIGHT + GAP
-    sheet = Image.new("RGB", (COLUMNS * (pair_width + 2 * GAP), -(-len(rows) // COLUMNS) * height + GAP), (236, 236, 236))
+    sheet = Image.new(
+        "RGB", (COLUMNS * (pair_width + 2 * GAP), -(-len(rows) // COLUMNS) * height + GAP), (236, 236, 236)
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
     for index, row in enumerate(rows):

@@ -164,6 +164,8 @@ def test_micro_names_two_models_unless_the_same_place_names_others(tmp_path, in_
     path = write(tmp_path / "c.json", {**LISTS, **in_config})
     settings = read_settings({"config": str(path), **flags})
     assert (settings.sam_model, settings.clip_model) == (sam_model, clip_model)
+    assert settings.refine
+    assert not read_settings({"config": str(path), **flags, "refine": False}).refine
 
 
 def test_the_demonstration_reads_the_sample_photos_from_anywhere(tmp_path, monkeypatch):

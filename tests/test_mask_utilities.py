@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from conftest import make_image
-from mask_utilities import bounding_box, cut_out, paint_background
+from mask_utilities import bounding_box, cut_out, paint_background, refine_mask
 
 
 def test_the_bounding_box_is_exclusive_at_its_end():
@@ -52,3 +52,47 @@ def test_painting_leaves_the_photo_itself_alone():
     before = image.copy()
     paint_background(image, np.zeros(image.shape[:2], bool))
     assert (image == before).all()
+
+
+def disc_and_logits(shift=6, size=128):
+    """A red disc on green, the truth, and logits of a disc that lies beside it and is unsure near its edge."""
+    rows, columns = np.indices((size, size))
+    truth = (rows - 64) ** 2 + (columns - 64) ** 2 < 36**2
+    image = np.where(truth[..., None], (200, 40, 40), (40, 160, 60)).astype(np.uint8)
+    image = np.clip(image + np.random.default_rng(0).normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+    logits = (36 - np.hypot(rows - 64, columns - 64 - shift)) * 0.2
+    return image, truth, logits.astype(np.float32)
+
+
+def test_refining_moves_the_outline_to_the_edge_in_the_photo():
+    image, truth, logits = disc_and_logits()
+    before, after = (logits > 0) & truth, refine_mask(image, logits)
+    assert before.sum() / ((logits > 0) | truth).sum() < 0.82
+    assert (after & truth).sum() / (after | truth).sum() > 0.97
+
+
+def test_refining_keeps_what_the_network_is_sure_of():
+    image, _, logits = disc_and_logits(shift=0)
+    image[60:68, 60:68] = (40, 160, 60)  # a patch in the middle that looks like background
+    assert refine_mask(image, logits * 5)[60:68, 60:68].all()
+
+
+@pytest.mark.parametrize("size_wh", [(1, 700), (700, 1), (3, 2), (900, 500)])
+@pytest.mark.parametrize("level", [-9.0, 9.0])
+def test_refining_an_empty_or_a_full_mask_changes_nothing(size_wh, level):
+    image = make_image(*size_wh)
+    mask = refine_mask(image, np.full((64, 64), level, np.float32))
+    assert mask.shape == image.shape[:2]
+    assert (mask == (level > 0)).all()
+
+
+def test_refining_twice_gives_the_same_mask():
+    image, _, logits = disc_and_logits()
+    assert (refine_mask(image, logits) == refine_mask(image, logits)).all()
+
+
+def test_refining_takes_in_no_island_that_only_shares_the_colours():
+    image, _, logits = disc_and_logits(shift=0)
+    image[4:20, 4:20] = (200, 40, 40)
+    logits = np.maximum(logits, -1.2)  # undecided even there
+    assert not refine_mask(image, logits)[4:20, 4:20].any()
