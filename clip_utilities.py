@@ -77,6 +77,9 @@ class ClipModel:
         self.device = device
         self.digest = checkpoint_utilities.file_digest(path)
         self._model = _load_clip(path, device)
+        with _without_warnings():
+            from clip.clip import _transform
+        self._transform = _transform(self._model.visual.input_resolution)
         # Kept from the fp32 weights: in bf16 a scale of 100 would be rounded to 0.5%.
         self._logit_scale = self._model.logit_scale.exp().item()
         if precision == "bf16":
@@ -112,14 +115,11 @@ class ClipModel:
 
     def _to_pixels(self, image: np.ndarray) -> Tensor:
         """Returns a photo as CLIP's own transform makes it: its central square, (3, n, n) float32."""
-        with _without_warnings():
-            from clip.clip import _transform
-
         height, width = image.shape[:2]
         longest = _MAX_ASPECT_RATIO * min(height, width)
         top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
         centre = image[top : height - top, left : width - left]
-        return _transform(self._model.visual.input_resolution)(Image.fromarray(centre))
+        return self._transform(Image.fromarray(centre))
 
     def _get_text_features(self, tokens: Tensor, cache: Path) -> Tensor:
         """Returns the prompts' features, (P, D) float32 of unit length, from the cache or the text tower."""

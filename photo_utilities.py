@@ -46,6 +46,9 @@ def readable_formats() -> tuple[str, ...]:
     else:
         register_heif_opener()
     Image.init()
+    # Once, not around each photo: warnings.catch_warnings is no matter for threads. Errors are what counts.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF and the like
     return tuple(Image.OPEN)
 
 
@@ -95,12 +98,10 @@ def read_photo(path: Path) -> np.ndarray:
 def _open(path: Path) -> Iterator[Image.Image]:
     # By its contents, not its path: Pillow maps uncompressed TIFFs that it opens by path, and with an orientation
     # that swaps the sides some modes then come out scrambled (Pillow 13.0).
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large sizes and odd EXIF; errors are what counts
-        with Image.open(file, formats=readable_formats()) as image:
-            if image.format in _NO_PHOTOS:
-                raise UnidentifiedImageError(f"{image.format} holds no photo")
-            yield image
+    with path.open("rb") as file, Image.open(file, formats=readable_formats()) as image:
+        if image.format in _NO_PHOTOS:
+            raise UnidentifiedImageError(f"{image.format} holds no photo")
+        yield image
 
 
 def _unreadable_reason(path: Path) -> str:

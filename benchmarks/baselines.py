@@ -9,7 +9,6 @@ import numpy as np
 
 from scenes.paint import sample_paint
 
-# The middles of the items that the photos of others may be sorted into, sRGB; those of the scenes' own paints.
 _PAINTS_PER_COLOUR = 200
 _GRABCUT_SIDE = 256  # GrabCut's time grows with the pixels; masks are enlarged again
 _GRABCUT_ROUNDS = 5

@@ -120,13 +120,6 @@ def fill(canvas: np.ndarray, points_xy: np.ndarray, colour: np.ndarray | float) 
         cv2.fillPoly(canvas, corners, float(colour), shift=4)
 
 
-def polygon_mask(shape_hw: tuple[int, int], points_xy: np.ndarray) -> np.ndarray:
-    """Returns a filled polygon as (H, W) bool."""
-    mask = np.zeros(shape_hw, np.uint8)
-    cv2.fillPoly(mask, [np.round(points_xy * 16).astype(np.int32)], 1, shift=4)
-    return mask.astype(bool)
-
-
 def smooth_outline(points_xy: np.ndarray, rounds: int = 2) -> np.ndarray:
     """Returns a closed polygon with its corners cut twice over (Chaikin's algorithm), (4 N, 2)."""
     for _ in range(rounds):
