@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from scenes.paint import fill, grain, random_colour, sample_paint, smooth_outline, texture
+from scenes.paint import fill, grain, random_colour, sample_paint, shift_onto, smooth_outline, texture
 
 Pattern = str  # "plain", "noise", "stripes", "spots", "checks", "fur"
 
@@ -31,6 +31,8 @@ def draw_object(
     *,
     colour: str | None = None,
     kind: str | None = None,
+    over_xy: tuple[float, float] | None = None,
+    shade: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, str]:
     """Draws an object into a picture; arguments and results are those of `vehicles.draw_vehicle`.
 
@@ -39,18 +41,27 @@ def draw_object(
     kind = kind or OBJECT_KINDS[rng.integers(len(OBJECT_KINDS))]
     main = random_colour(rng) if colour is None else sample_paint(colour, rng)
     parts = list(_BUILDERS[kind](main, rng))
-    parts = _pose(parts, box, rng, upright=kind in _STANDING)
-    sun = rng.normal(0, 0.6, 2) + [0, -0.5]
+    parts = _pose(parts, box, rng, upright=kind in _STANDING, over_xy=over_xy)
+    sun = (rng.normal(0, 0.6, 2) + [0, -0.5]).astype(np.float32)
     mask = np.zeros(canvas.shape[:2], np.uint8)
     for part in parts:
-        _draw_part(canvas, mask, part, sun, rng)
+        fill(mask, part.outline, 1)
+    if shade is not None:
+        shade(canvas, mask.astype(bool))
+    for part in parts:
+        _draw_part(canvas, part, sun, rng)
     return mask.astype(bool), kind
 
 
 def _pose(
-    parts: list[_Part], box: tuple[int, int, int, int], rng: np.random.Generator, *, upright: bool
+    parts: list[_Part],
+    box: tuple[int, int, int, int],
+    rng: np.random.Generator,
+    *,
+    upright: bool,
+    over_xy: tuple[float, float] | None,
 ) -> list[_Part]:
-    """Returns the parts mirrored, turned and sheared at random, and fitted into the box."""
+    """Returns the parts mirrored, turned and sheared at random, fitted into the box and shifted over a pixel."""
     angle = rng.normal(0, 0.06) if upright else rng.normal(0, 0.5)
     shear = np.array([[rng.choice([-1, 1]), rng.normal(0, 0.12)], [rng.normal(0, 0.04), rng.uniform(0.85, 1.15)]])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -59,16 +70,17 @@ def _pose(
     low, high = everything.min(axis=0), everything.max(axis=0)
     x0, y0, x1, y1 = box
     scale = min((x1 - x0) / (high[0] - low[0]), (y1 - y0) / (high[1] - low[1]))
-    foot = np.array([(low[0] + high[0]) / 2, high[1]])
-    return [
-        _Part((points - foot) * scale + [(x0 + x1) / 2, y1], part.colour, part.pattern, part.gloss, part.roundness)
-        for part, points in zip(parts, moved, strict=True)
-    ]
+    shift = np.array([(x0 + x1) / 2, y1]) - scale * np.array([(low[0] + high[0]) / 2, high[1]])
+    if over_xy is not None:
+        # The part with the largest box is most likely to be where a middle is.
+        largest = max(moved, key=lambda points: np.ptp(points, axis=0).prod())
+        shift += shift_onto(largest * scale + shift, over_xy, (0.3, 0.3, 0.3, 0.3))
+    return [replace(part, outline=points * scale + shift) for part, points in zip(parts, moved, strict=True)]
 
 
-def _draw_part(canvas: np.ndarray, mask: np.ndarray, part: _Part, sun: np.ndarray, rng: np.random.Generator) -> None:
+def _draw_part(canvas: np.ndarray, part: _Part, sun: np.ndarray, rng: np.random.Generator) -> None:
     """Draws a part as if it were inflated: its distance from the outline gives heights, these give the light."""
-    height, width = mask.shape
+    height, width = canvas.shape[:2]
     x0, y0 = np.maximum(np.floor(part.outline.min(axis=0)).astype(int) - 2, 0)
     x1, y1 = np.minimum(np.ceil(part.outline.max(axis=0)).astype(int) + 3, [width, height])
     if x1 - x0 < 2 or y1 - y0 < 2:
@@ -78,33 +90,30 @@ def _draw_part(canvas: np.ndarray, mask: np.ndarray, part: _Part, sun: np.ndarra
     inside = np.zeros(shape, np.uint8)
     fill(inside, local, 1)
     soft = np.zeros((*shape, 3), np.uint8)
-    fill(soft, local, np.full(3, 255))
+    fill(soft, local, [255.0] * 3)
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 3)
     depth = distance.max()
     if depth < 0.5:
         return
-    heights = np.sqrt(np.maximum(0, 1 - (1 - np.minimum(distance / (depth * 0.9), 1)) ** 2)) * depth
+    nearness = np.minimum(distance * (1 / (0.9 * float(depth))), 1)
+    heights = np.sqrt(nearness * (2 - nearness)) * depth
     heights = cv2.GaussianBlur(heights, (0, 0), max(0.6, depth * 0.18)) * part.roundness
-    slope_y, slope_x = np.gradient(heights)
-    light = 0.82 + 0.55 * (sun[0] * slope_x + sun[1] * slope_y) / np.sqrt(1 + slope_x**2 + slope_y**2) * -1
+    slope_x, slope_y = (cv2.Sobel(heights, cv2.CV_32F, x, 1 - x, ksize=1, scale=0.5) for x in (1, 0))
+    light = 0.82 - 0.55 * (sun[0] * slope_x + sun[1] * slope_y) / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     light = np.clip(light, 0.35, 1.25)[..., None]
-    colours = _cover(part, shape, rng) * light
-    shiny = np.clip((light - 1.02) * 5, 0, 1) * part.gloss * 160
-    colours = np.clip(colours + shiny, 0, 255)
-    edge = soft[..., :1].astype(np.float32) / 255
+    shiny = np.clip((light - 1.02) * 5, 0, 1) * (part.gloss * 160)
+    colours = np.clip(_cover(part, shape, rng) * light + shiny, 0, 255)
     region = canvas[y0:y1, x0:x1]
-    region[:] = (colours * edge + region * (1 - edge)).astype(np.uint8)
-    mask[y0:y1, x0:x1] |= inside
+    region[:] = region + (colours - region) * (soft[..., :1] * np.float32(1 / 255))
 
 
 def _cover(part: _Part, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Returns the colours of a part before light falls on it, (H, W, 3) float32."""
-    colours = np.broadcast_to(part.colour, (*shape, 3)).astype(np.float32)
-    colours = colours * (1 + 0.05 * texture(shape, rng, 3, 3.0))[..., None]
+    colours = (1 + 0.05 * texture(shape, rng, 3, 3.0))[..., None] * part.colour.astype(np.float32)
     if part.pattern == "plain":
         return colours
-    rows, columns = np.indices(shape, np.float32)
-    other = np.clip(part.colour * rng.uniform(0.3, 0.7) + rng.uniform(0, 60), 0, 255)
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    other = np.clip(part.colour * rng.uniform(0.3, 0.7) + rng.uniform(0, 60), 0, 255).astype(np.float32)
     if rng.random() < 0.4:
         other = random_colour(rng)
     size = max(shape)
@@ -115,7 +124,8 @@ def _cover(part: _Part, shape: tuple[int, int], rng: np.random.Generator) -> np.
         weight = np.clip(0.4 + 0.9 * streaks + 0.4 * texture(shape, rng, 2, 2.5), 0, 1) * 0.7
     elif part.pattern == "stripes":
         angle, pitch = rng.uniform(0, np.pi), size / rng.uniform(4, 14)
-        weight = (np.sin((rows * np.sin(angle) + columns * np.cos(angle)) * 2 * np.pi / pitch) > 0).astype(np.float32)
+        phase = (rows * np.sin(angle) + columns * np.cos(angle)) / pitch
+        weight = (phase % 1 < 0.5).astype(np.float32)
     elif part.pattern == "checks":
         pitch = size / rng.uniform(3, 9)
         weight = ((rows // pitch + columns // pitch) % 2).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -51,21 +52,21 @@ def random_colour(rng: np.random.Generator, *, muted: bool = False) -> np.ndarra
     return hsv_to_rgb(rng.uniform(0, 360), saturation, rng.uniform(0.1, 0.98))
 
 
-_BANK_SIDE = 512
+_SMALL_PICTURE = 320  # pixels of the longer side
 
 
 @functools.cache
-def _noise_bank(octaves: int) -> np.ndarray:
-    """Returns fractal noise, (512, 512) float32 of unit deviation, whose largest bumps are 64 pixels wide.
+def _noise_bank(side: int, octaves: int) -> np.ndarray:
+    """Returns fractal noise, (side, side) float32 of unit deviation, whose largest bumps are side / 8 pixels wide.
 
     Every texture of every scene is a window of these: making noise anew took most of a scene's time.
     """
     rng = np.random.default_rng(octaves)
-    total = np.zeros((_BANK_SIDE, _BANK_SIDE), np.float32)
+    total = np.zeros((side, side), np.float32)
     for octave in range(octaves):
-        cells = min(_BANK_SIDE, round(8 * 2.5**octave))
+        cells = min(side, round(8 * 2.5**octave))
         coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-        total += cv2.resize(coarse, (_BANK_SIDE, _BANK_SIDE), interpolation=cv2.INTER_CUBIC) * 0.6**octave
+        total += cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC) * 0.6**octave
     return total / total.std()
 
 
@@ -78,11 +79,13 @@ def texture(shape_hw: tuple[int, int], rng: np.random.Generator, octaves: int = 
         octaves: Sizes of bumps, each 2.5 times smaller and 0.6 times as strong as the one before.
         cells: How many of the largest bumps lie along the longer side.
     """
-    bank = _noise_bank(octaves)
     height, width = shape_hw
-    scale = min(cells * _BANK_SIDE / 8 / max(shape_hw), (_BANK_SIDE - 2) / max(shape_hw))
+    # A larger picture would show the bank's own pixels, and has room for finer bumps.
+    bank = _noise_bank(512, octaves) if max(shape_hw) <= _SMALL_PICTURE else _noise_bank(1024, octaves + 1)
+    side = len(bank)
+    scale = min(cells * side / 8 / max(shape_hw), (side - 2) / max(shape_hw))
     window_h, window_w = max(2, int(height * scale)), max(2, int(width * scale))
-    top, left = rng.integers(0, _BANK_SIDE - window_h + 1), rng.integers(0, _BANK_SIDE - window_w + 1)
+    top, left = rng.integers(0, side - window_h + 1), rng.integers(0, side - window_w + 1)
     window = bank[top : top + window_h, left : left + window_w]
     if rng.random() < 0.5:
         window = window[:, ::-1]
@@ -111,13 +114,33 @@ def vertical_gradient(shape_hw: tuple[int, int], top: np.ndarray, bottom: np.nda
     return np.repeat(top + (bottom - top) * weight, shape_hw[1], axis=1).astype(np.float32)
 
 
-def fill(canvas: np.ndarray, points_xy: np.ndarray, colour: np.ndarray | float) -> None:
-    """Fills a polygon, (N, 2) float pixels, on a uint8 picture with a soft edge, or on a (H, W) uint8 map with a hard one."""
-    corners = [np.round(points_xy * 16).astype(np.int32)]
+def fill(canvas: np.ndarray, points_xy: np.ndarray, colour: Sequence[float] | np.ndarray | float) -> None:
+    """Fills a polygon on a uint8 picture with a soft edge, or on a (H, W) uint8 map with a hard one.
+
+    The points are (N, 2), float pixels or what `to_fixed` made of them.
+    """
+    corners = [points_xy if points_xy.dtype == np.int32 else to_fixed(points_xy)]
     if canvas.ndim == 3:
-        cv2.fillPoly(canvas, corners, tuple(map(float, colour)), cv2.LINE_AA, shift=4)
+        cv2.fillPoly(canvas, corners, colour if isinstance(colour, list) else colour.tolist(), cv2.LINE_AA, shift=4)
     else:
         cv2.fillPoly(canvas, corners, float(colour), shift=4)
+
+
+def to_fixed(points_xy: np.ndarray) -> np.ndarray:
+    """Returns (N, 2) float pixels as int32 sixteenths of a pixel, as OpenCV draws them."""
+    return np.rint(points_xy * 16).astype(np.int32)
+
+
+def shift_onto(
+    points_xy: np.ndarray, target_xy: tuple[float, float], inset: tuple[float, float, float, float]
+) -> np.ndarray:
+    """Returns the shortest shift, (2,), of points, (N, 2), that brings a target into the inner part of their box.
+
+    The inner part is the box less shares of its width and height: at the left, at the top, at the right, at the bottom.
+    """
+    low, high = points_xy.min(axis=0), points_xy.max(axis=0)
+    size = high - low
+    return target_xy - np.clip(target_xy, low + size * inset[:2], high - size * inset[2:])
 
 
 def smooth_outline(points_xy: np.ndarray, rounds: int = 2) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,15 +73,10 @@ def _draw(
     _draw_neighbours(canvas, box, rng, vehicles=is_vehicle)
     colour = colour or COLOURS[rng.integers(len(COLOURS))]
 
-    layer = canvas.copy()
     draw = draw_vehicle if is_vehicle else draw_object
-    mask, kind = draw(layer, box, rng, colour=colour)
-    if rng.random() < 0.85:
-        # The shadow lies on what is behind the subject; its soft edge belongs to the subject's layer.
-        shade = _shadow(mask, rng)
-        behind = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) == 0
-        layer = (layer * (1 - shade * behind)[..., None]).astype(np.uint8)
-    canvas = layer
+    middle = (size_wh[0] / 2, size_wh[1] / 2) if centred else None
+    shade = functools.partial(_cast_shadow, rng=rng) if rng.random() < 0.85 else None
+    mask, kind = draw(canvas, box, rng, colour=colour, over_xy=middle, shade=shade)
     if rng.random() < 0.15:
         mask = mask & ~_draw_occluder(canvas, box, rng)
     return canvas, mask, kind, colour
@@ -116,6 +112,15 @@ def _draw_neighbours(
             draw_vehicle(canvas, other, rng, colour=COLOURS[rng.integers(len(COLOURS))])
         else:
             draw_object(canvas, other, rng)
+
+
+def _cast_shadow(canvas: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> None:
+    """Darkens the ground at the foot of what will stand on the mask."""
+    dark = _shadow(mask, rng)
+    rows = np.flatnonzero(dark.max(axis=1) > 0.004)
+    if len(rows):
+        ground = slice(rows[0], rows[-1] + 1)
+        canvas[ground] = canvas[ground] * (1 - dark[ground])[..., None]
 
 
 def _shadow(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -162,8 +167,8 @@ def _draw_occluder(canvas: np.ndarray, box: tuple[int, int, int, int], rng: np.r
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the scene as a camera stores it: light, contrast, blur, noise and JPEG's artefacts."""
     shape = canvas.shape[:2]
-    curve = np.linspace(0, 1, 256)[:, None] * rng.uniform(0.95, 1.05, 3) * rng.uniform(0.85, 1.12)
-    curve = 255 * np.clip(curve, 0, 1) ** rng.uniform(0.88, 1.14)
+    curve = np.linspace(0, 1, 256)[:, None] * rng.uniform(0.96, 1.04, 3) * rng.uniform(0.9, 1.1)
+    curve = 255 * np.clip(curve, 0, 1) ** rng.uniform(0.92, 1.1)
     image = cv2.LUT(canvas, curve.astype(np.float32)[:, None].repeat(1, axis=1).reshape(1, 256, 3))
     if rng.random() < 0.5:  # uneven light
         image *= (1 + 0.12 * texture(shape, rng, 1, 2.0))[..., None]

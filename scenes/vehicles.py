@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from scenes.paint import fill, random_colour, sample_paint, texture
+from scenes.paint import fill, sample_paint, shift_onto, texture, to_fixed
 
 # Materials, kept per pixel beside the colours, so that light and dirt can treat each in its own way.
 NOTHING, PAINT, GLASS, RUBBER, TRIM, LAMP = range(6)
@@ -50,6 +51,8 @@ class _Face:
     colour: np.ndarray  # (3,) RGB in [0, 255]
     material: int
     bias: float = 0.0  # metres towards the camera, for what lies upon another face
+    two_sided: bool = False  # a sheet that stands off the body; of all else only the outer side can be seen
+    is_hull: bool = False  # what is filled is the convex hull of the points: a solid, not a sheet
 
 
 def draw_vehicle(
@@ -59,6 +62,8 @@ def draw_vehicle(
     *,
     colour: str,
     body_type: str | None = None,
+    over_xy: tuple[float, float] | None = None,
+    shade: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, str]:
     """Draws a vehicle into a picture.
 
@@ -68,6 +73,8 @@ def draw_vehicle(
         rng: Decides all the rest.
         colour: A name in `paint.COLOURS`.
         body_type: One of `BODY_TYPES`; None draws one.
+        over_xy: A pixel to cover, if need be from outside the box; almost always the vehicle does.
+        shade: Called with the canvas and the mask, (H, W) bool, before anything is drawn: what lies behind the vehicle.
 
     Returns:
         The mask, (H, W) bool, and the body type.
@@ -76,8 +83,20 @@ def draw_vehicle(
     paint = sample_paint(colour, rng)
     faces = _build(_BODIES[body_type], paint, rng)
     materials = np.zeros(canvas.shape[:2], np.uint8)
-    _project(faces, canvas, materials, box, rng)
-    _light_up(canvas, materials, box, rng)
+    polygons, box = _project(faces, box, rng, over_xy)
+    for corners, _, material in polygons:
+        fill(materials, corners, material)
+    if shade is not None:
+        shade(canvas, materials != NOTHING)
+    for corners, colour_seen, _ in polygons:
+        fill(canvas, corners, colour_seen)
+    _light_up(
+        canvas,
+        materials,
+        box,
+        rng,
+        metallic=colour in _METALLIC or (colour not in ("white", "beige", "yellow") and rng.random() < 0.3),
+    )
     return materials != NOTHING, body_type
 
 
@@ -108,8 +127,6 @@ def _build(body: _Body, paint: np.ndarray, rng: np.random.Generator) -> list[_Fa
     )
     faces += _cabin(cabin, half_width * 0.97, half_width * rng.uniform(0.76, 0.9), paint, glass, rng, body.cargo)
     if body.cargo == "box":
-        colour = random_colour(rng, muted=True) if rng.random() < 0.3 else np.full(3, rng.uniform(200, 245))
-        colour = paint if rng.random() < 0.7 else colour
         box = np.array(
             [
                 (0.0, 0.95 * tail),
@@ -119,7 +136,7 @@ def _build(body: _Body, paint: np.ndarray, rng: np.random.Generator) -> list[_Fa
             ]
         )
         box[1, 1] = box[2, 1] = box[:, 1].max()
-        faces += _extrude(box, half_width * 1.02, colour, PAINT)
+        faces += _extrude(box, half_width * 1.02, paint * rng.uniform(0.85, 1.0), PAINT)
     if body.cargo == "bed":
         inner = trim * 0.8
         bed = [(0.03 * length, y, tail * 1.005) for y in (-0.85 * half_width, 0.85 * half_width)]
@@ -189,7 +206,7 @@ def _cabin(
 
 def _inset(quad: np.ndarray, along: float, up: float) -> np.ndarray:
     """Returns a quad shrunk towards its centre, by one factor along its base and by another across."""
-    centre = quad.mean(axis=0)
+    centre = quad.sum(axis=0) / len(quad)
     moved = centre + (quad - centre) * along
     moved[:, 2] = centre[2] + (quad[:, 2] - centre[2]) * up
     return moved
@@ -261,40 +278,51 @@ def _seams(
     mirror = np.array(
         [(front_base - 0.25, y * s, belt + z) for s, z in ((1.0, 0.02), (1.18, 0.02), (1.18, 0.18), (1.0, 0.18))]
     )
-    faces.append(_Face(mirror, paint * 0.8, PAINT, 0.05))
+    faces.append(_Face(mirror, paint * 0.8, PAINT, 0.05, two_sided=True))
     return faces
 
 
 def _wheel(x: float, y: float, radius: float, clearance: float, rim: np.ndarray, trim: np.ndarray) -> list[_Face]:
     """Returns arch, tyre, rim and spokes of a wheel that stands on z = 0 (its hub at z = radius)."""
-    angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    circle = np.column_stack([np.cos(angles), np.zeros(28), np.sin(angles)])
+    circle = _CIRCLE * radius
     hub = np.array([x, y, radius])
     outward = np.array([0.0, np.sign(y) * 0.012, 0.0])
-    arch = np.maximum(hub + circle * radius * 1.16 + outward * 0.4, [-99, -99, clearance * 0.9])
+    arch = hub + circle * 1.16 + outward * 0.4
+    arch[:, 2] = np.maximum(arch[:, 2], clearance * 0.9)
     tyre = np.full(3, 24, np.float32)
     faces = [_Face(arch, trim * 0.35, TRIM, 0.04)]
     inner = hub - np.array([0.0, np.sign(y) * 0.2, 0.0])
-    faces += [_Face(inner + circle * radius, tyre * 0.6, RUBBER, 0.0), _Face(hub + circle * radius, tyre, RUBBER, 0.06)]
-    faces.append(_Face(hub + outward + circle * radius * 0.66, rim, TRIM, 0.08))
-    for spoke in range(5):
-        turn = 2 * np.pi * spoke / 5
-        wedge = [
-            (np.cos(turn + a) * r, 0.0, np.sin(turn + a) * r) for a, r in ((0.32, 0.56), (0.94, 0.56), (0.63, 0.2))
-        ]
-        faces.append(_Face(hub + 1.5 * outward + np.array(wedge) * radius, rim * 0.3, TRIM, 0.1))
-    faces.append(_Face(hub + 2 * outward + circle * radius * 0.12, rim * 0.8, TRIM, 0.12))
+    solid = np.concatenate([inner + circle, hub + circle])
+    faces.append(_Face(solid, tyre * 0.7, RUBBER, 0.0, two_sided=True, is_hull=True))
+    faces.append(_Face(hub + circle, tyre, RUBBER, 0.06))
+    faces.append(_Face(hub + outward + circle * 0.66, rim, TRIM, 0.08))
+    gaps = hub + 1.5 * outward + _SPOKE_GAPS * radius
+    faces += [_Face(gap, rim * 0.3, TRIM, 0.1) for gap in gaps]
+    faces.append(_Face(hub + 2 * outward + circle * 0.12, rim * 0.8, TRIM, 0.12))
     return faces
+
+
+def _polar(angles: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
+    """Returns points of the plane of a wheel, (..., 3)."""
+    return np.stack([np.cos(angles) * radii, np.zeros_like(angles), np.sin(angles) * radii], axis=-1)
+
+
+_CIRCLE = _polar(np.linspace(0, 2 * np.pi, 28, endpoint=False), 1.0)
+_SPOKE_GAPS = _polar(
+    np.linspace(0, 2 * np.pi, 5, endpoint=False)[:, None] + [0.32, 0.94, 0.63], np.array([0.56, 0.56, 0.2])
+)
 
 
 def _project(
     faces: list[_Face],
-    canvas: np.ndarray,
-    materials: np.ndarray,
     box: tuple[int, int, int, int],
     rng: np.random.Generator,
-) -> None:
-    """Paints the faces from far to near, as a camera at about eye height sees them."""
+    over_xy: tuple[float, float] | None,
+) -> tuple[list[tuple[np.ndarray, list[float], int]], tuple[int, int, int, int]]:
+    """Returns what a camera at about eye height sees, and the box in the picture that it fills.
+
+    The faces come from far to near, each as its corners, see `to_fixed`, its RGB colour in [0, 255] and its material.
+    """
     yaw = rng.uniform(0, 2 * np.pi) if rng.random() < 0.55 else rng.choice([0.5, 1.5]) * np.pi + rng.normal(0, 0.18)
     pitch = abs(rng.normal(0.09, 0.09))
     distance = rng.uniform(7.5, 20)
@@ -314,6 +342,8 @@ def _project(
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     centres = np.add.reduceat(seen, starts) / counts[:, None]
     towards_camera = (normals * (centres + [0, distance, 0])).sum(axis=1) < 0
+    outwards = (normals * (centres - centres.mean(axis=0))).sum(axis=1) > 0
+    shown = (towards_camera == outwards) | [face.two_sided for face in faces]
     normals[~towards_camera] *= -1
     up, light_from = tilt @ [0, 0, 1], tilt @ turn @ sun
     ambient = rng.uniform(0.55, 0.8)
@@ -328,16 +358,36 @@ def _project(
     scale = min((x1 - x0) / (high[0] - low[0]), (y1 - y0) / (high[1] - low[1]))
     flat = (flat - [(low[0] + high[0]) / 2, high[1]]) * scale + [(x0 + x1) / 2, y1]
 
+    if over_xy is not None:
+        flat += shift_onto(flat, over_xy, _INNER_PART)
     depths = centres[:, 1] - [face.bias for face in faces]
+    kinds = np.array([face.material for face in faces])
+    shades = np.where(kinds == LAMP, 0.5 + 0.5 * light, light)
+    colours = np.clip(np.array([face.colour for face in faces]) * shades[:, None], 0, 255).tolist()
+    corners = to_fixed(flat)
+    polygons = []
     for index in np.argsort(-depths):
-        face, outline = faces[index], flat[starts[index] : starts[index] + counts[index]]
-        shade = 0.5 + 0.5 * light[index] if face.material == LAMP else light[index]
-        fill(canvas, outline, np.clip(face.colour * shade, 0, 255))
-        fill(materials, outline, face.material)
+        if shown[index]:
+            outline = corners[starts[index] : starts[index] + counts[index]]
+            outline = cv2.convexHull(outline) if faces[index].is_hull else outline
+            polygons.append((outline, colours[index], faces[index].material))
+    low, high = np.floor(flat.min(axis=0)), np.ceil(flat.max(axis=0))
+    return polygons, (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+
+
+_INNER_PART = (0.12, 0.35, 0.12, 0.22)  # what a vehicle fills of its box, but for the roof's corners and the ground
+
+
+_METALLIC = ("silver", "gold")  # what these are, white, beige and yellow never are
 
 
 def _light_up(
-    canvas: np.ndarray, materials: np.ndarray, box: tuple[int, int, int, int], rng: np.random.Generator
+    canvas: np.ndarray,
+    materials: np.ndarray,
+    box: tuple[int, int, int, int],
+    rng: np.random.Generator,
+    *,
+    metallic: bool,
 ) -> None:
     """Adds what makes paint look like paint: soft edges between faces, a reflected horizon, a gleam, dirt."""
     height, width = canvas.shape[:2]
@@ -359,13 +409,15 @@ def _light_up(
     gleam = np.exp(-(((rows - rng.uniform(0.3, 0.6)) / rng.uniform(0.02, 0.09)) ** 2))
     shine, gloss = rng.uniform(4, 26), rng.uniform(0, 45) * (rng.random() < 0.5)
     added = shine * np.maximum(reflection, 0) + gloss * gleam
+    if metallic:  # mirrors the dark ground, too
+        reflection = np.where(reflection > 0, 0.4, 2.8).astype(np.float32) * reflection
     factor = 1 + 0.10 * reflection + 0.05 * texture(shape, rng, 2, 2.0)
     region *= (1 + is_paint * (factor - 1))[..., None]
     region += (is_paint * added)[..., None]
 
     sky = np.array([rng.uniform(120, 220), rng.uniform(140, 225), rng.uniform(150, 240)], np.float32)
     slant = np.clip(0.5 + (columns - rows) * rng.uniform(-3, 3) + 0.3 * texture(shape, rng, 2, 3.0), 0, 1)
-    mirror = ((kinds == GLASS) * rng.uniform(0, 0.6) * slant)[..., None].astype(np.float32)
+    mirror = ((kinds == GLASS).astype(np.float32) * rng.uniform(0, 0.6) * slant)[..., None]
     region += mirror * (sky - region)
     if rng.random() < 0.3:
         dirt = np.clip(texture(shape, rng, 3, 4.0) * 0.5 + (rows - 0.62) * 4, 0, 0.5) * rng.uniform(0.3, 1)

@@ -3,7 +3,7 @@ import pytest
 
 from scenes import COLOURS, KINDS, make_scene
 from scenes.objects import OBJECT_KINDS, draw_object
-from scenes.paint import sample_paint
+from scenes.paint import sample_paint, shift_onto
 from scenes.vehicles import BODY_TYPES, draw_vehicle
 
 
@@ -66,3 +66,36 @@ def test_the_mask_covers_just_what_was_drawn(kind):
     beyond = ~untouched & ~mask
     assert beyond.sum() <= 0.12 * mask.sum()  # the soft edge, less than a pixel wide
     assert mask.any()
+
+
+@pytest.mark.parametrize("draw", [draw_vehicle, draw_object])
+def test_what_lies_behind_is_shaded_before_anything_is_drawn(draw):
+    canvas = np.full((120, 120, 3), (255, 0, 255), np.uint8)
+    seen = []
+    mask, _ = draw(
+        canvas,
+        (10, 10, 110, 110),
+        np.random.default_rng(1),
+        colour="green",
+        shade=lambda picture, outline: seen.append((picture.copy(), outline)),
+    )
+    [(before, outline)] = seen
+    assert (before == (255, 0, 255)).all()
+    assert (outline == mask).all()
+
+
+@pytest.mark.parametrize("draw", [draw_vehicle, draw_object])
+def test_a_subject_is_shifted_over_a_pixel_from_wherever_its_box_is(draw):
+    covered = 0
+    for seed in range(60):
+        canvas = np.zeros((200, 200, 3), np.uint8)
+        mask, _ = draw(canvas, (120, 10, 195, 80), np.random.default_rng(seed), colour="red", over_xy=(100, 100))
+        covered += mask[100, 100]
+    assert covered >= 50
+
+
+def test_the_shift_is_the_shortest_into_the_inner_part():
+    square = np.array([(0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0)])
+    inset = (0.1, 0.2, 0.3, 0.4)  # x from 1 to 7, y from 2 to 6
+    assert shift_onto(square, (5, 5), inset).tolist() == [0, 0]
+    assert shift_onto(square, (20, 0), inset).tolist() == [13, -2]

@@ -13,7 +13,15 @@ from conftest import make_image
 from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
 from training.photos import MaskedPhotos, training_pictures
-from training.train_clip import degrade_mask, draw_prompts, learning_rate, prompt_loss, save_checkpoint
+from training.train_clip import (
+    TrainingPictures,
+    degrade_mask,
+    draw_prompts,
+    learning_rate,
+    prompt_loss,
+    read_photos,
+    save_checkpoint,
+)
 from training.train_sam2 import build, mask_losses, two_pass_loss
 
 
@@ -106,6 +114,26 @@ def test_a_degraded_mask_still_covers_most_of_the_subject():
     assert min(overlaps) > 0.3
     assert np.mean(overlaps) > 0.7
     assert not all(overlap == 1 for overlap in overlaps)
+
+
+def test_the_colours_are_learned_from_cut_outs_by_the_segmenter(tmp_path):
+    for colour in ("red", "grey"):
+        (tmp_path / "colours" / colour).mkdir(parents=True)
+        for index in range(5):
+            cv2.imwrite(str(tmp_path / "colours" / colour / f"{index}.jpg"), make_image(300, 200, index))
+
+    def segment_middle(image):
+        mask = np.zeros(image.shape[:2], bool)
+        mask[image.shape[0] // 4 : -image.shape[0] // 4, image.shape[1] // 4 : -image.shape[1] // 4] = True
+        return mask
+
+    items = ["red", "gray", "blue"]
+    kept, held_out = (read_photos(tmp_path, items, segment_middle, held_out=each) for each in (False, True))
+    assert [len(kept), len(held_out)] == [8, 2]
+    assert {photo.item for photo in kept} == {"red", "gray"}
+    assert all(0.2 < photo.masks[0].mean() < 0.3 for photo in kept)
+    pictures = list(itertools.islice(TrainingPictures(items, kept, segment_middle, seed=0).pictures(), 40))
+    assert sum((picture == 255).all(axis=2).mean() > 0.3 for picture, _ in pictures) > 15
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing():

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from scenes import make_scene
+from scenes import Scene, make_scene
 from scenes.backgrounds import draw_background
 
 HELD_OUT = 8  # every eighth photo of a set is kept for validation
 FIRST_HELD_OUT_SEED = 10_000_000  # scenes from here on are never trained on
+_LONGEST_SIDE = 480  # photos are kept in memory at this size: reading one costs more than cropping it
+_VEHICLE_SHARE = 0.65  # of scenes
+_SCENES_KEPT = 8000
+_FRESH_SHARE = 0.2  # of scenes; the others are seen again, cropped and coloured anew
 
 
 class MaskedPhotos:
@@ -41,13 +46,22 @@ class MaskedPhotos:
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns a photo, (H, W, 3) uint8 RGB, and its mask, (H, W) bool."""
-        path = self._paths[index]
-        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        return image, cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE) > 127
+        image, mask = _read_shrunk(self._paths[index])
+        return image, mask
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns a photo and its mask, drawn by the weights of the sets."""
         return self.read(int(rng.choice(len(self._paths), p=self._weights)))
+
+
+@cache
+def _read_shrunk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    mask = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_GRAYSCALE)
+    scale = min(1.0, _LONGEST_SIDE / max(mask.shape))
+    size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+    image, mask = (cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) for pixels in (image, mask))
+    return image, mask > 127
 
 
 def training_pictures(
@@ -55,12 +69,15 @@ def training_pictures(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields square pictures, (size, size, 3) uint8 RGB, and their masks, (size, size) bool, without end."""
     rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
     while True:
         if photos is None or rng.random() > real_share:
-            scene = make_scene(int(rng.integers(FIRST_HELD_OUT_SEED)), (size, size))
+            scene = _draw_scene(scenes, size, rng)
             picture, mask = scene.image, scene.mask
             if rng.random() < 0.5:
                 picture, mask = _crop(picture, mask, size, rng)
+            elif rng.random() < 0.5:
+                picture, mask = picture[:, ::-1], mask[:, ::-1]
         else:
             picture, mask = _crop(*photos.draw(rng), size, rng)
             if rng.random() < 0.25:
@@ -69,13 +86,27 @@ def training_pictures(
             yield _vary_colours(picture, rng), mask
 
 
+def _draw_scene(kept: list[Scene], size: int, rng: np.random.Generator) -> Scene:
+    """Returns a new scene, which replaces one of those kept when these are many, or one of them."""
+    if len(kept) >= 500 and rng.random() > _FRESH_SHARE:
+        return kept[rng.integers(len(kept))]
+    subject = "vehicle" if rng.random() < _VEHICLE_SHARE else "object"
+    scene = make_scene(int(rng.integers(FIRST_HELD_OUT_SEED)), (size, size), subject=subject)
+    if len(kept) < _SCENES_KEPT:
+        kept.append(scene)
+    else:
+        kept[rng.integers(len(kept))] = scene
+    return scene
+
+
 def _crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Returns a square crop around the object, its centre on the object, turned, stretched and mirrored at random."""
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
     rows, columns = np.nonzero(distance > rng.uniform(0, 0.6) * distance.max())
     middle = np.array([columns.mean(), rows.mean()])
-    near = np.abs(np.column_stack([columns, rows]) - middle).sum(axis=1) + rng.uniform(0, 0.4 * size, len(rows))
-    chosen = int(near.argmin())
+    some = rng.integers(len(rows), size=200)
+    near = np.abs(columns[some] - middle[0]) + np.abs(rows[some] - middle[1]) + rng.uniform(0, 0.4 * size, len(some))
+    chosen = int(some[near.argmin()])
     box_rows, box_columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     extent = max(np.ptp(box_rows), np.ptp(box_columns)) + 1
     side = np.clip(extent / rng.uniform(0.35, 1.1), 48, 1.5 * max(mask.shape))
@@ -91,7 +122,7 @@ def _crop(image: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generat
     # What is mirrored at the border is no part of the object; neither is it shown as one: blur it.
     inside = cv2.warpAffine(np.ones(mask.shape, np.uint8), matrix, shape)
     if not inside.all():
-        blurred = cv2.GaussianBlur(picture, (0, 0), size / 20)
+        blurred = cv2.blur(cv2.blur(picture, (size // 12, size // 12)), (size // 12, size // 12))
         picture = np.where(inside[..., None] > 0, picture, blurred)
     cut = cv2.warpAffine(mask.astype(np.uint8) * 255, matrix, shape, flags=cv2.INTER_LINEAR)
     return picture, cut > 127
@@ -113,13 +144,14 @@ def _vary_colours(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the picture in another light, with other contrast and saturation, sometimes with shuffled channels."""
     if rng.random() < 0.15:
         picture = picture[..., rng.permutation(3)]
-    image = picture.astype(np.float32)
-    grey = image.mean(axis=2, keepdims=True)
-    image = grey + (image - grey) * (0.0 if rng.random() < 0.05 else rng.uniform(0.5, 1.6))
-    image = (image - 128) * rng.uniform(0.6, 1.4) + 128 + rng.uniform(-40, 40)
-    image *= rng.uniform(0.88, 1.12, 3)
+    saturation = 0.0 if rng.random() < 0.05 else rng.uniform(0.5, 1.6)
+    contrast, light = rng.uniform(0.6, 1.4), rng.uniform(-40, 40)
+    matrix = contrast * (saturation * np.eye(3) + (1 - saturation) / 3)
+    matrix = np.column_stack([matrix, np.full(3, 128 - 128 * contrast + light)]) * rng.uniform(0.88, 1.12, (3, 1))
+    image = cv2.transform(np.ascontiguousarray(picture), matrix)
     if rng.random() < 0.2:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.5))
     if rng.random() < 0.2:
-        image += rng.standard_normal(image.shape, np.float32) * rng.uniform(2, 12)
-    return np.clip(image, 0, 255).astype(np.uint8)
+        noise = cv2.randn(np.empty(image.shape, np.int16), 0, rng.uniform(2, 12))
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+    return image

@@ -2,8 +2,9 @@
 
 python -m training.train_clip --minutes 20 --photos DIR --output checkpoints/clip_vit_micro.pt
 
-It learns the items of config.json under any prefix and postfix. DIR holds `colours/<colour>/<name>.jpg`: vehicles
-near the centre, whose colour the folder names.
+It learns the items of config.json under any prefix and postfix. What it sees are mostly cut-outs by the masks of
+`--sam-model`, so that it knows that model's mistakes. DIR holds `colours/<colour>/<name>.jpg`: vehicles near the
+centre, whose colour the folder names.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 
 import config_utilities
-from benchmarks.baselines import grabcut_mask
 from clip_utilities import tokenize
+from config_utilities import MICRO_SAM2
 from mask_utilities import paint_background
 from prompt_utilities import get_prompts
+from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
 from training.photos import FIRST_HELD_OUT_SEED
 
@@ -64,15 +66,16 @@ _TEMPLATES_PER_STEP = 6
 _MINUTES_BETWEEN_CHECKS = 2.5
 _HELD_OUT_SCENES = 300
 
-_SCENE_SIDE = 112  # pixels of the shorter side: rendering is what costs, and the model sees 64
-_PHOTO_SIDE = 160
-_SCENES_KEPT = 2000
-_FRESH_SHARE = 0.25  # of scenes; the others are seen again, cut, cropped and mirrored anew
-_VEHICLE_SHARE = 0.6
-_UNCUT_SHARE = 0.15
+_SCENE_SIDE = 256  # pixels of the shorter side, as a segmenter sees them
+_KEPT_SIDE = 128  # of what is kept: the model sees 64
+_SCENES_KEPT = 2000  # by each worker
+_FRESH_SHARE = 0.12  # of scenes; the others are seen again, cut, cropped and mirrored anew
+_VEHICLE_SHARE = 0.7
+_DEGRADED_SHARE = 0.3  # of masks
+_UNCUT_SHARE = 0.2  # of scenes
 _PHOTO_SHARE = 0.27  # of all pictures, where there are photos
 _RECOLOURED_SHARE = 0.35  # of photos
-_CUT_PHOTO_SHARE = 0.5
+_UNCUT_PHOTO_SHARE = 0.4
 
 # Other names of an item: for prompts, and for the folders of photos.
 _SYNONYMS = {
@@ -120,44 +123,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20, help="how long to train in all (default: 20)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="real photos, mixed in (default: scenes alone)")
+    parser.add_argument("--sam-model", default=MICRO_SAM2, help="whose masks it learns with: a name or a checkpoint")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make pictures (default: 2)")
     parser.add_argument("--output", type=Path, default=RUN_DIR / "clip_vit_micro.pt", help="the checkpoint to write")
+    parser.add_argument("--init", type=Path, help="checkpoint to begin from")
     parser.add_argument("--resume", action="store_true", help="go on from training/runs/clip/state.pt")
     arguments = parser.parse_args()
-    train(arguments.minutes, arguments.output, photos_dir=arguments.photos, resume=arguments.resume)
+    train(
+        arguments.minutes,
+        arguments.output,
+        sam_model=arguments.sam_model,
+        photos_dir=arguments.photos,
+        workers=arguments.workers,
+        init=arguments.init,
+        resume=arguments.resume,
+    )
 
 
-def train(minutes: float, output: Path, *, photos_dir: Path | None = None, resume: bool = False) -> None:
+def train(
+    minutes: float,
+    output: Path,
+    *,
+    sam_model: str,
+    photos_dir: Path | None = None,
+    workers: int = 1,
+    init: Path | None = None,
+    resume: bool = False,
+) -> None:
     """Trains for some minutes, those before a resumption included, and writes a checkpoint that `clip.load` reads.
 
     Args:
         minutes: The learning rate has fallen to zero by then.
         output: The averaged weights as a plain state dict in half precision.
+        sam_model: Name or checkpoint of a model with the micro configuration.
         photos_dir: See the module; None trains on scenes alone.
+        workers: Processes that make pictures.
+        init: Checkpoint to begin from; None begins at random.
         resume: Continues the run whose state is in `RUN_DIR`.
     """
     torch.manual_seed(0)
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)  # the other core makes the pictures
+    torch.set_num_threads(1)  # the other cores make the pictures
     RUN_DIR.mkdir(parents=True, exist_ok=True)
     config = config_utilities.read_config(config_utilities.find_config(None))
     items: Sequence[str] = config["items"]
 
     model = CLIP(**_ARCHITECTURE)
+    if init is not None:
+        weights = torch.load(init, map_location="cpu", weights_only=True)
+        model.load_state_dict({name: weights[name].float() for name in model.state_dict()})
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
     optimizer = _make_optimizer(model)
-    step, seconds_before = 0, 0.0
-    if resume:
-        state = torch.load(_STATE_PATH, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds_before = state["step"], state["seconds"]
+    step, seconds_before = _load_state(model, average, optimizer) if resume else (0, 0.0)
 
-    checks = make_checks(items, photos_dir)
+    segment = functools.partial(predict_mask, sam2_model=load_sam2(sam_model, MICRO_SAM2))
+    checks = make_checks(items, photos_dir, segment)
     prompts = get_prompts(config["prefixes"], items, config["postfixes"])
-    photos = [] if photos_dir is None else read_photos(photos_dir, items, held_out=False)
-    pictures = TrainingPictures(items, photos, seed=step)
-    batches = iter(DataLoader(pictures, _BATCH, num_workers=1, prefetch_factor=8, worker_init_fn=_limit_threads))
+    photos = [] if photos_dir is None else read_photos(photos_dir, items, segment, held_out=False)
+    batches = _load_pictures(TrainingPictures(items, photos, segment, seed=step), workers)
     rng = np.random.default_rng(step)
     began = time.monotonic() - seconds_before
     log(f"{'resumed' if resume else 'started'} at step {step}: {minutes:g} minutes, {len(photos)} photos to train on")
@@ -262,26 +285,45 @@ def prompt_loss(model: CLIP, pixels: Tensor, labels: Tensor, tokens: Tensor, *, 
     return (within + together) / 2
 
 
+Segment = Callable[[np.ndarray], np.ndarray]  # from a picture, (H, W, 3) uint8 RGB, to its mask, (H, W) bool
+
+
 @dataclass(frozen=True)
-class Photo:
-    """A photo of a vehicle.
+class Example:
+    """A picture of one subject.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        mask: (H, W) bool, about the vehicle.
-        item: Its colour.
+        masks: Each (H, W) bool: the true mask, where there is one, and the segmenter's.
+        item: The subject's colour.
     """
 
     image: np.ndarray
-    mask: np.ndarray
+    masks: tuple[np.ndarray, ...]
     item: str
 
 
-def read_photos(folder: Path, items: Sequence[str], *, held_out: bool) -> list[Photo]:
+def predict_mask(image: np.ndarray, sam2_model: torch.nn.Module) -> np.ndarray:
+    """Returns the mask that the program would cut with, (H, W) bool; all of the picture where it finds nothing."""
+    [segmentation] = predict_sam2([image], sam2_model, refine=True)
+    return segmentation.mask if segmentation.mask.any() else np.ones_like(segmentation.mask)
+
+
+def _shrink(image: np.ndarray, masks: Sequence[np.ndarray], item: str) -> Example:
+    """Returns an example whose shorter side is at most `_KEPT_SIDE`."""
+    scale = min(1.0, _KEPT_SIDE / min(image.shape[:2]))
+    size_wh = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    image, *masks = (
+        cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA)
+        for pixels in (image, *(255 * mask.astype(np.uint8) for mask in masks))
+    )
+    return Example(image, tuple(mask > 127 for mask in masks), item)
+
+
+def read_photos(folder: Path, items: Sequence[str], segment: Segment, *, held_out: bool) -> list[Example]:
     """Returns the photos of `folder/colours/`: the first four fifths of each colour, or the last.
 
-    In the order of their names, in which photos of the same car mostly stand together. They are shrunk to
-    `_PHOTO_SIDE`, and GrabCut stands in for a segmenter.
+    In the order of their names, in which photos of the same car mostly stand together.
 
     Raises:
         FileNotFoundError: There are none.
@@ -292,8 +334,8 @@ def read_photos(folder: Path, items: Sequence[str], *, held_out: bool) -> list[P
         paths = sorted(colour_dir.glob("*.jpg"))
         first_held_out = len(paths) * 4 // 5
         for path in paths[first_held_out:] if held_out else paths[:first_held_out]:
-            image = _read_shrunk(path)
-            photos.append(Photo(image, _mask_of_middle(image), names[colour_dir.name]))
+            image = np.array(Image.open(path).convert("RGB"))
+            photos.append(_shrink(image, [segment(image)], names[colour_dir.name]))
     if not photos:
         raise FileNotFoundError(
             f"{folder}: no colours/<colour>/*.jpg in it; leave out --photos to train on scenes alone"
@@ -307,11 +349,12 @@ class TrainingPictures(IterableDataset[tuple[Tensor, int]]):
     Args:
         items: The items.
         photos: Photos to mix in; may be empty.
+        segment: Cuts the scenes out.
         seed: Another one gives other pictures.
     """
 
-    def __init__(self, items: Sequence[str], photos: Sequence[Photo], *, seed: int) -> None:
-        self._items, self._seed = list(items), seed
+    def __init__(self, items: Sequence[str], photos: Sequence[Example], segment: Segment, *, seed: int) -> None:
+        self._items, self._segment, self._seed = list(items), segment, seed
         self._photos = {item: [photo for photo in photos if photo.item == item] for item in items}
         self._photographed = [item for item in items if self._photos[item]]
 
@@ -323,7 +366,8 @@ class TrainingPictures(IterableDataset[tuple[Tensor, int]]):
 
     def pictures(self) -> Iterator[tuple[np.ndarray, str]]:
         """Yields what the transform is given, (H, W, 3) uint8 RGB, and the item."""
-        rng = np.random.default_rng([1, self._seed])
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([1, self._seed, worker.id if worker else 0])
         scenes = self._scenes(rng)
         while True:
             if self._photographed and rng.random() < _PHOTO_SHARE:
@@ -332,42 +376,46 @@ class TrainingPictures(IterableDataset[tuple[Tensor, int]]):
                 yield next(scenes)
 
     def _scenes(self, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str]]:
-        kept = []
+        kept: list[Example] = []
         while True:
             if len(kept) < _BATCH or rng.random() < _FRESH_SHARE:
-                size_wh = (_SCENE_SIDE + int(rng.integers(0, 40)), _SCENE_SIDE)
+                size_wh = (_SCENE_SIDE + int(rng.integers(0, 90)), _SCENE_SIDE)
                 scene = make_scene(
                     int(rng.integers(FIRST_HELD_OUT_SEED)),
                     size_wh if rng.random() < 0.7 else size_wh[::-1],
                     subject="vehicle" if rng.random() < _VEHICLE_SHARE else "object",
                 )
+                example = _shrink(scene.image, [scene.mask, self._segment(scene.image)], scene.colour)
                 if len(kept) < _SCENES_KEPT:
-                    kept.append(scene)
+                    kept.append(example)
                 else:
-                    kept[rng.integers(_SCENES_KEPT)] = scene
+                    kept[rng.integers(_SCENES_KEPT)] = example
             else:
-                scene = kept[rng.integers(len(kept))]
-            mask = None if rng.random() < _UNCUT_SHARE else degrade_mask(scene.mask, rng)
-            yield _frame(_cut(scene.image, mask), rng, closest=0.7, is_cut=mask is not None), scene.colour
+                example = kept[rng.integers(len(kept))]
+            mask = None if rng.random() < _UNCUT_SHARE else _draw_mask(example, rng)
+            yield _frame(_cut(example.image, mask), rng, closest=0.7, is_cut=mask is not None), example.item
 
     def _draw_photo(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         source = target = self._photographed[rng.integers(len(self._photographed))]
         recolour: Callable[[np.ndarray], np.ndarray] | None = None
         if rng.random() < _RECOLOURED_SHARE:
             row = _RECOLOURINGS[rng.integers(len(_RECOLOURINGS))]
-            if self._photos[row[0]]:
+            if self._photos.get(row[0]) and row[1] in self._photos:
                 source, target, *change = row
                 recolour = _recolouring(_PAINT_HUES[source], *change)
         photo = self._photos[source][rng.integers(len(self._photos[source]))]
         image = photo.image if recolour is None else recolour(photo.image)
-        mask = degrade_mask(photo.mask, rng) if rng.random() < _CUT_PHOTO_SHARE else None
+        mask = None if rng.random() < _UNCUT_PHOTO_SHARE else _draw_mask(photo, rng)
         return _frame(_cut(_vary_light(image, rng), mask), rng, closest=0.55, is_cut=mask is not None), target
+
+
+def _draw_mask(example: Example, rng: np.random.Generator) -> np.ndarray:
+    mask = example.masks[rng.integers(len(example.masks))]
+    return degrade_mask(mask, rng) if rng.random() < _DEGRADED_SHARE else mask
 
 
 def degrade_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns a mask, (H, W) bool, as an imperfect segmenter leaves it: too small or large, with holes and patches."""
-    if rng.random() < 0.25:
-        return mask
     height, width = mask.shape
     changed = mask.astype(np.uint8)
     if rng.random() < 0.6:
@@ -389,20 +437,17 @@ def degrade_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return changed.astype(bool) if (changed.astype(bool) & mask).sum() > 0.4 * mask.sum() else mask
 
 
-def make_checks(items: Sequence[str], photos_dir: Path | None) -> dict[str, tuple[Tensor, Tensor]]:
+def make_checks(items: Sequence[str], photos_dir: Path | None, segment: Segment) -> dict[str, tuple[Tensor, Tensor]]:
     """Returns what the model is measured on, by name: pixels, (N, 3, n, n) float32, and labels, (N,) int64."""
-    held_out = [
-        make_scene(seed, subject="vehicle")
-        for seed in range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + _HELD_OUT_SCENES)
-    ]
-    pictures = {
-        "scenes cut out": [(_cut(scene.image, scene.mask), scene.colour) for scene in held_out],
-        "scenes uncut": [(scene.image, scene.colour) for scene in held_out],
-    }
+    seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + _HELD_OUT_SCENES)
+    scenes = [make_scene(seed, subject="vehicle") for seed in seeds]
+    kept = {"scenes": [_shrink(scene.image, [segment(scene.image)], scene.colour) for scene in scenes]}
     if photos_dir is not None:
-        photos = read_photos(photos_dir, items, held_out=True)
-        pictures["photos uncut"] = [(photo.image, photo.item) for photo in photos]
-        pictures["photos cut out"] = [(_cut(photo.image, photo.mask), photo.item) for photo in photos]
+        kept["photos"] = read_photos(photos_dir, items, segment, held_out=True)
+    pictures = {}
+    for name, examples in kept.items():
+        pictures[f"{name} cut out"] = [(_cut(example.image, example.masks[0]), example.item) for example in examples]
+        pictures[f"{name} uncut"] = [(example.image, example.item) for example in examples]
     to_pixels = _transform(_ARCHITECTURE["image_resolution"])
     return {
         name: (
@@ -443,11 +488,23 @@ def _save_state(
     _replace(_STATE_PATH, {**state, "step": step, "seconds": seconds})
 
 
+def _load_state(model: CLIP, average: AveragedModel, optimizer: torch.optim.AdamW) -> tuple[int, float]:
+    """Returns step and seconds of the run that was broken off."""
+    state = torch.load(_STATE_PATH, weights_only=True)
+    for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
+        part.load_state_dict(state[name])
+    return state["step"], state["seconds"]
+
+
 def _replace(path: Path, content: dict[str, object]) -> None:
     """Saves into a file that is never half written."""
     temporary = path.with_name(f".tmp-{path.name}")
     torch.save(content, temporary)
     temporary.replace(path)
+
+
+def _load_pictures(pictures: TrainingPictures, workers: int) -> Iterator[list[Tensor]]:
+    return iter(DataLoader(pictures, _BATCH, num_workers=workers, prefetch_factor=8, worker_init_fn=_limit_threads))
 
 
 def _limit_threads(_worker: int) -> None:
@@ -461,18 +518,6 @@ def _other_words(items: tuple[str, ...]) -> list[str]:
     colours = {word for name in names for word in name.split()}
     words = (token.removesuffix("</w>") for token in _tokenizer.encoder if token.endswith("</w>"))
     return [word for word in words if len(word) > 2 and word.isascii() and word.isalpha() and word not in colours]
-
-
-def _read_shrunk(path: Path) -> np.ndarray:
-    image = Image.open(path).convert("RGB")
-    scale = _PHOTO_SIDE / min(image.size)
-    return np.array(image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS))
-
-
-def _mask_of_middle(image: np.ndarray) -> np.ndarray:
-    """Returns GrabCut's mask of what stands in the middle, (H, W) bool; all of the photo where that finds little."""
-    mask = grabcut_mask(image, inset=0.05)
-    return mask if mask.mean() > 0.15 else np.ones_like(mask)
 
 
 def _cut(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
