@@ -14,6 +14,7 @@ _GRABCUT_RIM = 0.15  # of the subject's box, around it: the background that it l
 _PROBABILITY_SIDE = 512  # pixels
 _GRABCUT_SIDE = 160  # pixels, the longer side it works on: its time grows with the area
 _GRABCUT_ROUNDS = 1  # the network's start is so good that more rounds change nothing
+_GRABCUT_KEPT = 0.4  # of the network's mask, below which GrabCut took the subject for its surroundings
 _GRABCUT_LEAST = 16  # pixels on either side, below which there is nothing to learn from
 
 
@@ -66,7 +67,7 @@ def _grab_cut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     labels = np.where(probability > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[probability > _SURELY_INSIDE] = cv2.GC_FGD
     labels[probability < _SURELY_OUTSIDE] = cv2.GC_BGD
-    inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+    inside = found = probability > 0.5
     # Each colour model has five components and needs as many pixels.
     if min(inside.sum(), (~inside).sum()) >= _GRABCUT_LEAST:
         small = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
@@ -76,7 +77,9 @@ def _grab_cut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
         inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
         # Islands that the network never took for the subject only share its colours.
         _, islands = cv2.connectedComponents(inside.astype(np.uint8))
-        inside &= np.isin(islands, np.unique(islands[probability > 0.5]))
+        inside &= np.isin(islands, np.unique(islands[found]))
+        if (inside & found).sum() < _GRABCUT_KEPT * found.sum():
+            inside = found
     return cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
 
 

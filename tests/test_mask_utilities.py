@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -96,3 +97,12 @@ def test_refining_takes_in_no_island_that_only_shares_the_colours():
     image[4:20, 4:20] = (200, 40, 40)
     logits = np.maximum(logits, -1.2)  # undecided even there
     assert not refine_mask(image, logits)[4:20, 4:20].any()
+
+
+def test_refining_does_not_drop_a_subject_in_the_colours_of_its_ground():
+    image, _, logits = disc_and_logits(shift=0)
+    subject = cv2.resize(logits, image.shape[1::-1]) > 0
+    image[:] = np.random.default_rng(0).integers(90, 110, image.shape)
+    image[56:72, 56:72] = (250, 250, 250)  # all that stands out
+    kept = refine_mask(image, np.clip(logits, -2, 1)) & subject
+    assert kept.sum() > 0.9 * subject.sum()
