@@ -14,7 +14,7 @@ _GRABCUT_RIM = 0.15  # of the subject's box, around it: the background that it l
 _PROBABILITY_SIDE = 512  # pixels
 _GRABCUT_SIDE = 160  # pixels, the longer side it works on: its time grows with the area
 _GRABCUT_ROUNDS = 1  # the network's start is so good that more rounds change nothing
-_GRABCUT_KEPT = 0.4  # of the network's mask, below which GrabCut took the subject for its surroundings
+_GRABCUT_KEPT = 0.5  # of the network's mask, below which GrabCut took the subject for its surroundings
 _GRABCUT_LEAST = 16  # pixels on either side, below which there is nothing to learn from
 
 
