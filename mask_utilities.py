@@ -42,8 +42,7 @@ def refine_mask(image: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
     """
     height, width = image.shape[:2]
     # At most twice the resolution of SAM 2's own logits: a large photo must not cost more than a small one.
-    scale = min(1.0, _PROBABILITY_SIDE / max(height, width))
-    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size_wh = _shrunk_size(width, height, _PROBABILITY_SIDE)
     probability = 1 / (1 + np.exp(-cv2.resize(mask_logits, size_wh)))
     refined = np.zeros((height, width), bool)
     box = bounding_box(probability > _SURELY_OUTSIDE)
@@ -61,8 +60,7 @@ def refine_mask(image: np.ndarray, mask_logits: np.ndarray) -> np.ndarray:
 def _grab_cut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Returns the subject's mask, (H, W) bool, from a part of a photo, (H, W, 3), and its probabilities, (h, w)."""
     height, width = image.shape[:2]
-    scale = min(1.0, _GRABCUT_SIDE / max(height, width))
-    size_wh = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size_wh = _shrunk_size(width, height, _GRABCUT_SIDE)
     probability = cv2.resize(probability, size_wh, interpolation=cv2.INTER_AREA)
     labels = np.where(probability > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     labels[probability > _SURELY_INSIDE] = cv2.GC_FGD
@@ -81,6 +79,12 @@ def _grab_cut(image: np.ndarray, probability: np.ndarray) -> np.ndarray:
         if (inside & found).sum() < _GRABCUT_KEPT * found.sum():
             inside = found
     return cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _shrunk_size(width: int, height: int, most: int) -> tuple[int, int]:
+    """Returns the size whose longer side is at most so many pixels."""
+    scale = min(1.0, most / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray | None, background: str = "white") -> np.ndarray:

@@ -64,9 +64,7 @@ def _facade(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     elif pattern < 0.5:  # planks or a fence
         plank = max(3, int(width / rng.uniform(6, 40)))
         across = columns if rng.random() < 0.6 else rows
-        wall *= np.where(across % plank < max(1, plank // 10), np.float32(rng.uniform(0.3, 0.8)), np.float32(1))[
-            ..., None
-        ]
+        wall *= np.where(across % plank < max(1, plank // 10), rng.uniform(0.3, 0.8), 1.0).astype(np.float32)[..., None]
     elif pattern < 0.75:  # windows and doors
         pane = random_colour(rng, muted=True) * 0.5
         step_x, step_y = width / rng.uniform(1.5, 6), height / rng.uniform(1.2, 4)

@@ -409,9 +409,10 @@ def _light_up(
     gleam = np.exp(-(((rows - rng.uniform(0.3, 0.6)) / rng.uniform(0.02, 0.09)) ** 2))
     shine, gloss = rng.uniform(4, 26), rng.uniform(0, 45) * (rng.random() < 0.5)
     added = shine * np.maximum(reflection, 0) + gloss * gleam
-    if metallic:  # scatters what plain lacquer gleams with, so that silver does not look white
+    if (
+        metallic
+    ):  # scatters what plain lacquer gleams with, or silver would look white, and mirrors the dark ground, too
         added *= 0.4
-    if metallic:  # mirrors the dark ground, too
         reflection = np.where(reflection > 0, 0.4, 2.8).astype(np.float32) * reflection
     factor = 1 + 0.10 * reflection + 0.05 * texture(shape, rng, 2, 2.0)
     region *= (1 + is_paint * (factor - 1))[..., None]

@@ -18,6 +18,7 @@ FIRST_HELD_OUT_SEED = 10_000_000  # scenes from here on are never trained on
 _LONGEST_SIDE = 480  # photos are kept in memory at this size: reading one costs more than cropping it
 _VEHICLE_SHARE = 0.65  # of scenes
 _SCENES_KEPT = 8000
+_SCENES_AT_FIRST = 500  # new ones, before any is seen again
 _FRESH_SHARE = 0.2  # of scenes; the others are seen again, cropped and coloured anew
 
 
@@ -45,9 +46,8 @@ class MaskedPhotos:
         return len(self._paths)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a photo, (H, W, 3) uint8 RGB, and its mask, (H, W) bool."""
-        image, mask = _read_shrunk(self._paths[index])
-        return image, mask
+        """Returns a photo, (H, W, 3) uint8 RGB, at most `_LONGEST_SIDE` long, and its mask, (H, W) bool."""
+        return _read_shrunk(self._paths[index])
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Returns a photo and its mask, drawn by the weights of the sets."""
@@ -88,7 +88,7 @@ def training_pictures(
 
 def _draw_scene(kept: list[Scene], size: int, rng: np.random.Generator) -> Scene:
     """Returns a new scene, which replaces one of those kept when these are many, or one of them."""
-    if len(kept) >= 500 and rng.random() > _FRESH_SHARE:
+    if len(kept) >= _SCENES_AT_FIRST and rng.random() > _FRESH_SHARE:
         return kept[rng.integers(len(kept))]
     subject = "vehicle" if rng.random() < _VEHICLE_SHARE else "object"
     scene = make_scene(int(rng.integers(FIRST_HELD_OUT_SEED)), (size, size), subject=subject)
