@@ -20,11 +20,16 @@ test: $(VENV)/.test-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q $(ARGS)
 
+# glibc keeps the memory of a step's activations instead of handing it back: a step takes a quarter less time.
+KEEP_MEMORY := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000
+
 train: $(VENV)/.run-ready
-	$(BIN)/python -m training.train_sam2 $(WITH_PHOTOS) --size 128 --minutes 120 --output training/runs/sam2_128.pt
-	$(BIN)/python -m training.train_sam2 $(WITH_PHOTOS) --size 256 --minutes 240 --rate 4e-4 \
+	$(KEEP_MEMORY) $(BIN)/python -m training.train_sam2 $(WITH_PHOTOS) --size 128 --minutes 120 --rate 1.5e-3 \
+	  --output training/runs/sam2_128.pt
+	$(KEEP_MEMORY) $(BIN)/python -m training.train_sam2 $(WITH_PHOTOS) --size 256 --batch 16 --minutes 180 \
 	  --init training/runs/sam2_128.pt --output training/runs/sam2.1_hiera_micro.pt
-	$(BIN)/python -m training.train_clip $(WITH_PHOTOS) --minutes 60 --output training/runs/clip_vit_micro.pt
+	$(BIN)/python -m training.train_clip $(WITH_PHOTOS) --sam-model training/runs/sam2.1_hiera_micro.pt --minutes 60 \
+	  --output training/runs/clip_vit_micro.pt
 
 $(VENV)/.run-ready: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'sam2vit needs Python 3.10 or newer; name one: make PYTHON=python3.11')"

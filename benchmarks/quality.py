@@ -3,6 +3,7 @@
 python -m benchmarks.quality                                    the bundled models on held-out scenes
 python -m benchmarks.quality --photos DIR                       on photos with masks: DIR/**/a.jpg with a.png beside it
 python -m benchmarks.quality --photos DIR --classes             on photos in class folders: DIR/red/a.jpg
+python -m benchmarks.quality --photos DIR --held-out            on what training left of DIR/masks and DIR/colours
 python -m benchmarks.quality --sam-model sam2.1_hiera_large --clip-model ViT-L/14@336px    any other models
 
 IoU is the mean intersection over union of the program's final mask with the true one. Colours are chosen among the
@@ -33,6 +34,7 @@ from photo_utilities import read_photo
 from prompt_utilities import get_prompts
 from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
+from training.photos import colour_photo_paths, item_of_folder, masked_photo_paths
 
 VEHICLE_SEEDS = 30_000_000  # never trained on, nor among the sample photos
 ALL_KINDS_SEEDS = 31_000_000
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each set (default: 500)")
     parser.add_argument("--photos", type=Path, help="folder of photos to measure on instead of scenes")
     parser.add_argument("--classes", action="store_true", help="the folders of --photos are colours, not sets of masks")
+    parser.add_argument("--held-out", action="store_true", help="of training's --photos, those kept for validation")
     parser.add_argument("--refine", action=argparse.BooleanOptionalAction, help="default: on with the micro model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
@@ -78,7 +81,14 @@ def main() -> None:
     prompts = get_prompts(config["prefixes"], config["items"], config["postfixes"])
     sam2_model = load_sam2(arguments.sam_model, arguments.sam_config, arguments.device)
     clip_model = ClipModel(arguments.clip_model, arguments.device, items=config["items"], prompts=prompts)
-    if arguments.photos:
+    if arguments.photos and arguments.held_out:
+        masked = masked_photo_paths(arguments.photos, held_out=True)
+        coloured = colour_photo_paths(arguments.photos, config["items"], held_out=True)
+        examples = {
+            "held-out photos with masks": [masked_example(path) for path in masked],
+            "held-out vehicles": [Example(read_photo(path), None, item) for path, item in coloured],
+        }
+    elif arguments.photos:
         examples = {str(arguments.photos): list(read_examples(arguments.photos, classes=arguments.classes))}
     else:
         examples = {
@@ -120,9 +130,14 @@ def read_examples(folder: Path, *, classes: bool) -> Iterator[Example]:
         raise SystemExit(f"{folder}: no .jpg in it; name a folder of photos with --photos")
     for path in paths:
         if classes:
-            yield Example(read_photo(path), None, path.parent.name)
+            yield Example(read_photo(path), None, item_of_folder(path.parent.name))
         elif path.with_suffix(".png").exists():
-            yield Example(read_photo(path), read_photo(path.with_suffix(".png"))[..., 0] > 127, None)
+            yield masked_example(path)
+
+
+def masked_example(path: Path) -> Example:
+    """Returns a photo with the mask beside it, a .png of the same name."""
+    return Example(read_photo(path), read_photo(path.with_suffix(".png"))[..., 0] > 127, None)
 
 
 def measure_quality(

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from conftest import make_image
 from sam_utilities import load_sam2, predict_sam2
@@ -22,7 +23,7 @@ from training.train_clip import (
     read_photos,
     save_checkpoint,
 )
-from training.train_sam2 import build, mask_losses, two_pass_loss
+from training.train_sam2 import build, make_optimizers, mask_losses, plain_attention, two_pass_loss
 
 
 @pytest.fixture
@@ -91,6 +92,31 @@ def test_a_few_steps_on_one_batch_lower_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_every_weight_that_a_photo_needs_has_one_optimizer():
+    model = build(128)
+    two_pass_loss(model, torch.zeros(1, 3, 128, 128), torch.ones(1, 128, 128)).backward()
+    optimized = [
+        id(weights)
+        for optimizer in make_optimizers(model, 1e-3)
+        for group in optimizer.param_groups
+        for weights in group["params"]
+    ]
+    assert len(set(optimized)) == len(optimized)
+    assert {id(weights) for weights in model.parameters() if weights.grad is not None} <= set(optimized)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_written_out_is_torchs_own(dtype):
+    query, key, value = torch.randn(3, 2, 4, 16, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    own = functional.scaled_dot_product_attention
+    expected = own(query, key, value)
+    with plain_attention():
+        assert functional.scaled_dot_product_attention is not own
+        written_out = functional.scaled_dot_product_attention(query, key, value, dropout_p=0.0)
+    assert functional.scaled_dot_product_attention is own
+    assert torch.allclose(written_out, expected, atol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
 def test_weights_trained_at_one_size_fit_another(tmp_path):

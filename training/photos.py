@@ -1,9 +1,9 @@
-"""Training pictures: crops of real photos with masks, cut objects on other backgrounds, and generated scenes."""
+"""Real photos for training and validation, and training pictures of them and of generated scenes."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,13 +13,61 @@ import numpy as np
 from scenes import Scene, make_scene
 from scenes.backgrounds import draw_background
 
-HELD_OUT = 8  # every eighth photo of a set is kept for validation
+_HELD_OUT = 8  # every eighth photo with a mask is kept for validation
 FIRST_HELD_OUT_SEED = 10_000_000  # scenes from here on are never trained on
 _LONGEST_SIDE = 480  # photos are kept in memory at this size: reading one costs more than cropping it
 _VEHICLE_SHARE = 0.65  # of scenes
 _SCENES_KEPT = 8000
 _SCENES_AT_FIRST = 500  # new ones, before any is seen again
 _FRESH_SHARE = 0.2  # of scenes; the others are seen again, cropped and coloured anew
+_RECOLOURED_SHARE = 0.5  # of scenes; photos are so few that all are
+
+# Other names of an item: for prompts, and for the folders of photos.
+SYNONYMS = {
+    "gray": ("grey",),
+    "beige": ("tan",),
+    "gold": ("golden",),
+    "maroon": ("burgundy", "dark red"),
+    "navy": ("navy blue", "dark blue"),
+    "purple": ("violet",),
+}
+
+
+def masked_photo_paths(folder: Path, *, held_out: bool) -> list[Path]:
+    """Returns the photos `folder/masks/<set>/<name>.jpg` to train on, or those kept for validation.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    paths = sorted(folder.glob("masks/*/*.jpg"))
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no masks/<set>/*.jpg in it; leave out --photos to train on scenes alone")
+    return [path for index, path in enumerate(paths) if (index % _HELD_OUT == 0) == held_out]
+
+
+def colour_photo_paths(folder: Path, items: Sequence[str], *, held_out: bool) -> list[tuple[Path, str]]:
+    """Returns the photos `folder/colours/<item>/<name>.jpg` with their items: four fifths of each, or the others.
+
+    The first by name are to train on: photos of the same car mostly stand together.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    photos: list[tuple[Path, str]] = []
+    for colour_dir in sorted(folder.glob("colours/*")):
+        item = item_of_folder(colour_dir.name)
+        if item in items:
+            paths = sorted(colour_dir.glob("*.jpg"))
+            first_held_out = len(paths) * 4 // 5
+            photos += [(path, item) for path in (paths[first_held_out:] if held_out else paths[:first_held_out])]
+    if not photos:
+        raise FileNotFoundError(f"{folder}: no colours/<item>/*.jpg in it; leave out --photos to train on scenes alone")
+    return photos
+
+
+def item_of_folder(name: str) -> str:
+    """Returns the item that a folder's name means: `grey` is gray."""
+    return next((item for item, others in SYNONYMS.items() if name in others), name)
 
 
 class MaskedPhotos:
@@ -31,12 +79,7 @@ class MaskedPhotos:
     """
 
     def __init__(self, folder: Path, *, held_out: bool) -> None:
-        paths = sorted(folder.glob("masks/*/*.jpg"))
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder}: no masks/<set>/*.jpg in it; leave out --photos to train on scenes alone"
-            )
-        self._paths = [path for index, path in enumerate(paths) if (index % HELD_OUT == 0) == held_out]
+        self._paths = masked_photo_paths(folder, held_out=held_out)
         # A set counts by the square root of its size: many pets must not drown the few vehicles.
         sizes = Counter(path.parent.name for path in self._paths)
         weights = np.array([sizes[path.parent.name] ** -0.5 for path in self._paths])
@@ -71,7 +114,8 @@ def training_pictures(
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while True:
-        if photos is None or rng.random() > real_share:
+        is_scene = photos is None or rng.random() > real_share
+        if is_scene:
             scene = _draw_scene(scenes, size, rng)
             picture, mask = scene.image, scene.mask
             if rng.random() < 0.5:
@@ -83,7 +127,9 @@ def training_pictures(
             if rng.random() < 0.25:
                 picture = _paste(picture, mask, photos, rng)
         if mask[size // 2, size // 2]:
-            yield _vary_colours(picture, rng), mask
+            if not is_scene or rng.random() < _RECOLOURED_SHARE:
+                picture = _vary_colours(picture, rng)
+            yield picture, mask
 
 
 def _draw_scene(kept: list[Scene], size: int, rng: np.random.Generator) -> Scene:

@@ -35,8 +35,8 @@ from config_utilities import MICRO_SAM2
 from mask_utilities import paint_background
 from prompt_utilities import get_prompts
 from sam_utilities import load_sam2, predict_sam2
-from scenes import make_scene
-from training.photos import FIRST_HELD_OUT_SEED
+from scenes import COLOURS, make_scene
+from training.photos import FIRST_HELD_OUT_SEED, SYNONYMS, colour_photo_paths
 
 RUN_DIR = Path(__file__).parent / "runs" / "clip"
 _STATE_PATH = RUN_DIR / "state.pt"
@@ -71,21 +71,14 @@ _KEPT_SIDE = 128  # of what is kept: the model sees 64
 _SCENES_KEPT = 2000  # by each worker
 _FRESH_SHARE = 0.12  # of scenes; the others are seen again, cut, cropped and mirrored anew
 _VEHICLE_SHARE = 0.7
+_NEUTRALS = ("white", "silver", "gray", "black")  # told apart by lightness alone, four fifths of all mistakes
+_NEUTRAL_WEIGHT = 2.0  # against 1 of every other colour of scenes
 _DEGRADED_SHARE = 0.3  # of masks
 _UNCUT_SHARE = 0.2  # of scenes
 _PHOTO_SHARE = 0.27  # of all pictures, where there are photos
 _RECOLOURED_SHARE = 0.35  # of photos
 _UNCUT_PHOTO_SHARE = 0.4
 
-# Other names of an item: for prompts, and for the folders of photos.
-_SYNONYMS = {
-    "gray": ("grey",),
-    "beige": ("tan",),
-    "gold": ("golden",),
-    "maroon": ("burgundy", "dark red"),
-    "navy": ("navy blue", "dark blue"),
-    "purple": ("violet",),
-}
 _OTHER_PREFIXES = (
     *("", "a", "one", "my", "this is a", "look: a"),
     *("an image of a", "a blurry photo of a", "a drawing of a"),
@@ -254,7 +247,7 @@ def draw_prompts(
     for _ in range(_TEMPLATES_PER_STEP):
         prefix, postfix = draw_part(prefixes, _OTHER_PREFIXES), draw_part(postfixes, _OTHER_POSTFIXES)
         for item in items:
-            synonyms = _SYNONYMS.get(item, ())
+            synonyms = SYNONYMS.get(item, ())
             name = synonyms[rng.integers(len(synonyms))] if synonyms and rng.random() < 0.2 else item
             prompts.append(f"{prefix} {name} {postfix}")
     return prompts
@@ -321,25 +314,11 @@ def _shrink(image: np.ndarray, masks: Sequence[np.ndarray], item: str) -> Exampl
 
 
 def read_photos(folder: Path, items: Sequence[str], segment: Segment, *, held_out: bool) -> list[Example]:
-    """Returns the photos of `folder/colours/`: the first four fifths of each colour, or the last.
-
-    In the order of their names, in which photos of the same car mostly stand together.
-
-    Raises:
-        FileNotFoundError: There are none.
-    """
-    names = {name: item for item in items for name in (item, *_SYNONYMS.get(item, ()))}
+    """Returns the photos of `training.photos.colour_photo_paths`, each with the segmenter's mask."""
     photos = []
-    for colour_dir in sorted(path for path in folder.glob("colours/*") if path.name in names):
-        paths = sorted(colour_dir.glob("*.jpg"))
-        first_held_out = len(paths) * 4 // 5
-        for path in paths[first_held_out:] if held_out else paths[:first_held_out]:
-            image = np.array(Image.open(path).convert("RGB"))
-            photos.append(_shrink(image, [segment(image)], names[colour_dir.name]))
-    if not photos:
-        raise FileNotFoundError(
-            f"{folder}: no colours/<colour>/*.jpg in it; leave out --photos to train on scenes alone"
-        )
+    for path, item in colour_photo_paths(folder, items, held_out=held_out):
+        image = np.array(Image.open(path).convert("RGB"))
+        photos.append(_shrink(image, [segment(image)], item))
     return photos
 
 
@@ -377,6 +356,7 @@ class TrainingPictures(IterableDataset[tuple[Tensor, int]]):
 
     def _scenes(self, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, str]]:
         kept: list[Example] = []
+        weights = np.array([_NEUTRAL_WEIGHT if colour in _NEUTRALS else 1.0 for colour in COLOURS])
         while True:
             if len(kept) < _BATCH or rng.random() < _FRESH_SHARE:
                 size_wh = (_SCENE_SIDE + int(rng.integers(0, 90)), _SCENE_SIDE)
@@ -384,6 +364,7 @@ class TrainingPictures(IterableDataset[tuple[Tensor, int]]):
                     int(rng.integers(FIRST_HELD_OUT_SEED)),
                     size_wh if rng.random() < 0.7 else size_wh[::-1],
                     subject="vehicle" if rng.random() < _VEHICLE_SHARE else "object",
+                    colour=COLOURS[rng.choice(len(COLOURS), p=weights / weights.sum())],
                 )
                 example = _shrink(scene.image, [scene.mask, self._segment(scene.image)], scene.colour)
                 if len(kept) < _SCENES_KEPT:
@@ -514,7 +495,7 @@ def _limit_threads(_worker: int) -> None:
 @functools.cache
 def _other_words(items: tuple[str, ...]) -> list[str]:
     """Returns the tokens that are whole words and no item or part of one's synonyms."""
-    names = itertools.chain(items, *_SYNONYMS.values())
+    names = itertools.chain(items, *SYNONYMS.values())
     colours = {word for name in names for word in name.split()}
     words = (token.removesuffix("</w>") for token in _tokenizer.encoder if token.endswith("</w>"))
     return [word for word in words if len(word) > 2 and word.isascii() and word.isalpha() and word not in colours]
