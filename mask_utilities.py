@@ -8,8 +8,8 @@ import numpy as np
 _WHITE = (255, 255, 255)
 
 # GrabCut's constants, chosen on held-out photos and scenes with the micro model: what the network gives less than 0.05
-# is background for certain, what it gives more than 0.98 subject.
-_SURELY_OUTSIDE, _SURELY_INSIDE = 0.05, 0.98
+# is background for certain, what it gives more than 0.85 subject.
+_SURELY_OUTSIDE, _SURELY_INSIDE = 0.05, 0.85
 _GRABCUT_RIM = 0.15  # of the subject's box, around it: the background that it learns from
 _PROBABILITY_SIDE = 512  # pixels
 _GRABCUT_SIDE = 160  # pixels, the longer side it works on: its time grows with the area
