@@ -21,6 +21,7 @@ import sam_utilities
 from checkpoint_utilities import PublicCheckpoint
 from config_utilities import PROGRAM_DIR, Settings
 from conftest import make_image, save_photo
+from device_utilities import select_precision
 from photo_utilities import read_photo
 from sam_utilities import load_sam2, predict_sam2
 
@@ -81,7 +82,7 @@ def test_the_whole_job(run, photos, sam2_checkpoint, tmp_path):
     assert records["berlin/x/d.png"]["file_name"] == f"{records['berlin/x/d.png']['label']}/berlin/x/d.png"
     assert rows(tmp_path / "out" / "failures.jsonl") == []
 
-    sam2_model = load_sam2(str(sam2_checkpoint))
+    sam2_model = load_sam2(str(sam2_checkpoint), precision=select_precision("auto", "cpu"))
     for source, row in records.items():
         image = read_photo(photos / source)
         [segmentation] = predict_sam2([image], sam2_model)
