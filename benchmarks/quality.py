@@ -70,26 +70,33 @@ def main() -> None:
     parser.add_argument("--clip-model", default=MICRO_CLIP)
     parser.add_argument("--scenes", type=int, default=500, help="scenes of each set (default: 500)")
     parser.add_argument("--photos", type=Path, help="folder of photos to measure on instead of scenes")
-    parser.add_argument("--classes", action="store_true", help="the folders of --photos are colours, not sets of masks")
-    parser.add_argument("--held-out", action="store_true", help="of training's --photos, those kept for validation")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--classes", action="store_true", help="the folders of --photos are colours, not sets of masks")
+    kind.add_argument("--held-out", action="store_true", help="of training's --photos, those kept for validation")
     parser.add_argument("--refine", action=argparse.BooleanOptionalAction, help="default: on with the micro model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.held_out and not arguments.photos:
+        parser.error("--held-out: of which photos? add --photos with the folder that training was given")
 
     config = read_config(PROGRAM_DIR / "config.json")
     prompts = get_prompts(config["prefixes"], config["items"], config["postfixes"])
     sam2_model = load_sam2(arguments.sam_model, arguments.sam_config, arguments.device)
     clip_model = ClipModel(arguments.clip_model, arguments.device, items=config["items"], prompts=prompts)
-    if arguments.photos and arguments.held_out:
-        masked = masked_photo_paths(arguments.photos, held_out=True)
-        coloured = colour_photo_paths(arguments.photos, config["items"], held_out=True)
+    if arguments.held_out:
+        try:
+            masked = masked_photo_paths(arguments.photos, held_out=True)
+            coloured = colour_photo_paths(arguments.photos, config["items"], held_out=True)
+        except FileNotFoundError as error:
+            parser.error(f"--photos {error}")
         examples = {
             "held-out photos with masks": [masked_example(path) for path in masked],
             "held-out vehicles": [Example(read_photo(path), None, item) for path, item in coloured],
         }
     elif arguments.photos:
-        examples = {str(arguments.photos): list(read_examples(arguments.photos, classes=arguments.classes))}
+        items = config["items"] if arguments.classes else None
+        examples = {str(arguments.photos): list(read_examples(arguments.photos, items))}
     else:
         examples = {
             "vehicle scenes": scene_examples(VEHICLE_SEEDS, arguments.scenes, vehicles=True),
@@ -123,14 +130,14 @@ def scene_examples(first_seed: int, count: int, *, vehicles: bool) -> list[Examp
     return [Example(scene.image, scene.mask, scene.colour if vehicles else None) for scene in scenes]
 
 
-def read_examples(folder: Path, *, classes: bool) -> Iterator[Example]:
-    """Yields the photos of a folder with their masks, or with the names of their folders as colours."""
+def read_examples(folder: Path, items: Sequence[str] | None) -> Iterator[Example]:
+    """Yields the photos of a folder with their masks, or, given the items, with those that their folders name."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise SystemExit(f"{folder}: no .jpg in it; name a folder of photos with --photos")
     for path in paths:
-        if classes:
-            yield Example(read_photo(path), None, item_of_folder(path.parent.name))
+        if items is not None:
+            yield Example(read_photo(path), None, item_of_folder(path.parent.name, items))
         elif path.with_suffix(".png").exists():
             yield masked_example(path)
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from conftest import make_image
 from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
-from training.photos import MaskedPhotos, training_pictures
+from training.photos import MaskedPhotos, item_of_folder, training_pictures
 from training.train_clip import (
     TrainingPictures,
     degrade_mask,
@@ -50,6 +50,20 @@ def test_photos_are_split_once_and_no_set_drowns_the_others(masked_photos):
 def test_a_folder_without_masks_says_what_it_lacks(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no masks/<set>/\*.jpg in it"):
         MaskedPhotos(tmp_path, held_out=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "items", "item"),
+    [
+        ("grey", ["gray"], "gray"),
+        ("tan", ["beige", "tan"], "tan"),
+        ("tan", ["beige"], "beige"),
+        ("grey", ["red"], "grey"),
+        ("red", ["red"], "red"),
+    ],
+)
+def test_a_folder_named_by_a_synonym_is_its_item_unless_it_is_one_itself(name, items, item):
+    assert item_of_folder(name, items) == item
 
 
 @pytest.mark.parametrize("with_photos", [False, True])

@@ -41,7 +41,7 @@ def masked_photo_paths(folder: Path, *, held_out: bool) -> list[Path]:
     """
     paths = sorted(folder.glob("masks/*/*.jpg"))
     if not paths:
-        raise FileNotFoundError(f"{folder}: no masks/<set>/*.jpg in it; leave out --photos to train on scenes alone")
+        raise FileNotFoundError(f"{folder}: no masks/<set>/*.jpg in it; leave out --photos to use scenes alone")
     return [path for index, path in enumerate(paths) if (index % _HELD_OUT == 0) == held_out]
 
 
@@ -55,19 +55,19 @@ def colour_photo_paths(folder: Path, items: Sequence[str], *, held_out: bool) ->
     """
     photos: list[tuple[Path, str]] = []
     for colour_dir in sorted(folder.glob("colours/*")):
-        item = item_of_folder(colour_dir.name)
+        item = item_of_folder(colour_dir.name, items)
         if item in items:
             paths = sorted(colour_dir.glob("*.jpg"))
             first_held_out = len(paths) * 4 // 5
             photos += [(path, item) for path in (paths[first_held_out:] if held_out else paths[:first_held_out])]
     if not photos:
-        raise FileNotFoundError(f"{folder}: no colours/<item>/*.jpg in it; leave out --photos to train on scenes alone")
+        raise FileNotFoundError(f"{folder}: no colours/<item>/*.jpg in it; leave out --photos to use scenes alone")
     return photos
 
 
-def item_of_folder(name: str) -> str:
-    """Returns the item that a folder's name means: `grey` is gray."""
-    return next((item for item, others in SYNONYMS.items() if name in others), name)
+def item_of_folder(name: str, items: Sequence[str]) -> str:
+    """Returns the item that a folder's name means: `grey` is gray, unless it is an item of its own."""
+    return next((item for item in items if name not in items and name in SYNONYMS.get(item, ())), name)
 
 
 class MaskedPhotos:

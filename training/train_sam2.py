@@ -8,8 +8,9 @@ best of three masks, and the squared error of the predicted IoU. Both passes of 
 them: one point at the centre, then the best mask and three points. `--photos` takes a folder of
 `masks/<set>/<name>.jpg` with `<name>.png`; without it the scenes are all there is.
 
-Muon (Jordan et al. 2024; torch 2.9 has it) updates the matrices, AdamW the rest: after as many steps the loss was
-lower than with AdamW alone. The precision is bf16 where the device multiplies it in hardware.
+Muon (Jordan et al. 2024; torch 2.9 has it) updates the matrices, AdamW the rest: after 400 steps at 128 px from the
+same weights the loss was 1.345, against 1.380 with AdamW alone at the same rate. `--precision auto` is bf16 where the
+device multiplies it in hardware.
 """
 
 from __future__ import annotations
@@ -141,10 +142,10 @@ _VIDEO_PARTS = ("memory_", "maskmem", "no_obj", "obj_ptr", "mask_downsample", "n
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Writes attention out on the CPU: torch's own kernel takes two to nine times as long for training in bf16."""
+    """Writes attention out in bf16 on the CPU, where torch's own kernel takes 2 to 11 times as long to train with."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
-        if query.device.type != "cpu":
+        if query.device.type != "cpu" or query.dtype != torch.bfloat16:
             return original(query, key, value, **options)
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         return scores.softmax(dim=-1) @ value
