@@ -196,12 +196,13 @@ def _not_a_checkpoint(path: Path) -> str | None:
 
 
 def load_matching(module: Any, weights: Mapping[str, Any], *, path: Path, architecture: str, flag: str) -> None:
-    """Loads weights into a module that must have exactly these tensors.
+    """Makes weights, in the module's precision, those of a module that must have exactly these tensors.
 
     Raises:
         CheckpointError: Names or shapes differ; names the file, the architecture and the first difference.
     """
-    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    own = module.state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
     given = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
     differences = [
         *(f"{key} is missing" for key in expected if key not in given),
@@ -217,4 +218,5 @@ def load_matching(module: Any, weights: Mapping[str, Any], *, path: Path, archit
             f"{path}: does not fit the architecture {architecture}: difference 1 of {len(differences)}: "
             f"{differences[0]}; choose another with {flag}"
         )
-    module.load_state_dict(weights)
+    # Assigned, not copied: where the precision is the same, there are no second weights even for a moment.
+    module.load_state_dict({key: value.to(own[key].dtype) for key, value in weights.items()}, assign=True)

@@ -18,7 +18,9 @@ from PIL import Image
 
 import checkpoint_utilities
 import prompt_utilities
+from device_utilities import DTYPES
 from errors import CheckpointError, PromptError
+from pipeline_utilities import stage
 from prompt_utilities import DecisionRule, Label
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("sam2vit")
 
 CONTEXT_LENGTH = 77  # tokens that CLIP was trained on, start and end included
-
-_TEXT_BATCH = 256  # prompts per call; bounds the memory of the attention, costs nothing in speed
 
 # CLIP's transform enlarges a strip whole before it cuts out the central square: 1 x 30,000 px would take 10 GB.
 # What is longer than this is cut first; all else goes through the transform as it is.
@@ -47,6 +47,9 @@ class ClipModel:
         decision: How the item is chosen; see `prompt_utilities.decide`.
         precision: Of both towers. Normalisation, the product of the features and the softmax stay in fp32:
             bf16 logits near 25 are 0.125 apart, and near-synonyms would tie.
+        compiled: Let torch compile the image tower at its first call.
+        checkpoints_dir: Where names are looked up, downloads go and text features are kept.
+        show_progress: Show a progress bar while downloading.
 
     Raises:
         CheckpointError: There is no such model, or it is no CLIP.
@@ -62,9 +65,14 @@ class ClipModel:
         prompts: Sequence[str],
         decision: DecisionRule = "top-prompt",
         precision: Literal["fp32", "bf16"] = "fp32",
+        compiled: bool = False,
         checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR,
         show_progress: bool = True,
     ) -> None:
+        import torch
+
+        from clip_tower_utilities import image_tower
+
         tokens = tokenize(prompts)  # first: a prompt that is too long should not wait for the weights
         path = checkpoint_utilities.find_checkpoint(
             model,
@@ -76,29 +84,38 @@ class ClipModel:
         self.items, self.prompts, self.decision = tuple(items), tuple(prompts), decision
         self.device = device
         self.digest = checkpoint_utilities.file_digest(path)
-        self._model = _load_clip(path, device)
+        model = _load_clip(path).to(device)
         with _without_warnings():
             from clip.clip import _transform
-        self._transform = _transform(self._model.visual.input_resolution)
+        self._transform = _transform(model.visual.input_resolution)
         # Kept from the fp32 weights: in bf16 a scale of 100 would be rounded to 0.5%.
-        self._logit_scale = self._model.logit_scale.exp().item()
-        if precision == "bf16":
-            _cast_to_bf16(self._model)
+        self._logit_scale = model.logit_scale.float().exp().item()
         cache = checkpoints_dir / "text_features" / f"{_cache_key(self.digest, self.prompts, precision)}.npy"
-        self._text_features = self._get_text_features(tokens, cache)  # (P, D) float32, unit length
+        with stage("prompts", synchronize=True):
+            self._text_features = self._get_text_features(
+                tokens, model, precision, cache
+            )  # (P, D) float32, unit length
         self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
+        self._image_tower = image_tower(model.visual, getattr(torch, DTYPES[precision]))
+        if compiled:
+            self._image_tower = torch.compile(self._image_tower, dynamic=False)
 
-    def process(self, images: Sequence[np.ndarray]) -> list[Label]:
+    def process(
+        self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0
+    ) -> list[Label]:
         """Returns the label of each photo, from one call of the image tower.
 
         Args:
             images: B photos or cut-outs on white, each (H, W, 3) uint8 RGB; their sizes may differ.
+            pixels: In their place, what `to_pixels` made of them.
+            fill: Repeat the last photo so often inside the model; see `sam_utilities.predict_sam2`.
         """
         import torch
 
-        with torch.inference_mode():
-            pixels = torch.stack([self._to_pixels(image) for image in images])  # (B, 3, n, n)
-            features = self._model.encode_image(pixels.to(self.device)).float()
+        pixels = pixels or [self.to_pixels(image) for image in images]
+        with torch.inference_mode(), stage("CLIP", synchronize=True):
+            batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
+            features = self._image_tower(batch)[: len(pixels)].float()
             features /= features.norm(dim=-1, keepdim=True)
             prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
             ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
@@ -109,11 +126,7 @@ class ClipModel:
             for by_prompt, by_item in zip(prompt_probabilities, ensemble_probabilities, strict=True)
         ]
 
-    def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
-        logits = self._logit_scale * image_features @ text_features.T
-        return logits.softmax(dim=-1).cpu().numpy()
-
-    def _to_pixels(self, image: np.ndarray) -> Tensor:
+    def to_pixels(self, image: np.ndarray) -> Tensor:
         """Returns a photo as CLIP's own transform makes it: its central square, (3, n, n) float32."""
         height, width = image.shape[:2]
         longest = _MAX_ASPECT_RATIO * min(height, width)
@@ -121,18 +134,23 @@ class ClipModel:
         centre = image[top : height - top, left : width - left]
         return self._transform(Image.fromarray(centre))
 
-    def _get_text_features(self, tokens: Tensor, cache: Path) -> Tensor:
+    def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
+        logits = self._logit_scale * image_features @ text_features.T
+        return logits.softmax(dim=-1).cpu().numpy()
+
+    def _get_text_features(self, tokens: Tensor, model: Any, precision: str, cache: Path) -> Tensor:
         """Returns the prompts' features, (P, D) float32 of unit length, from the cache or the text tower."""
         import torch
+
+        from clip_tower_utilities import TextTower
 
         if cache.is_file():
             with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged: compute again
                 features = np.load(cache, allow_pickle=False)
-                if features.shape == (len(tokens), self._model.text_projection.shape[1]):
+                if features.shape == (len(tokens), model.text_projection.shape[1]):
                     return torch.from_numpy(features).to(self.device)
         with torch.inference_mode():
-            batches = [self._model.encode_text(batch.to(self.device)) for batch in tokens.split(_TEXT_BATCH)]
-            features = torch.cat(batches).float()
+            features = TextTower(model, getattr(torch, DTYPES[precision]))(tokens.numpy()).float()
             features /= features.norm(dim=-1, keepdim=True)
         try:
             _save_array(features.cpu().numpy(), cache)
@@ -172,21 +190,27 @@ def _count_tokens(prompt: str) -> int:
     return len(_tokenizer.encode(prompt)) + 2
 
 
-def _load_clip(path: Path, device: str) -> Any:
-    """Returns a `clip.model.CLIP` in evaluation mode with fp32 weights on a device.
+def _load_clip(path: Path) -> Any:
+    """Returns a `clip.model.CLIP` in evaluation mode, its layers in half precision as OpenAI's files have them.
 
     As `clip.load`, which leaves it to the installed torch whether a pickle may run code.
     """
+    import torch
+
     with _without_warnings():
         from clip.model import build_model
 
     weights = _read_clip_weights(path)
     try:
-        model = build_model(weights)
+        with torch.device("meta"), _without_warnings():  # only the shapes: 1.7 GB of random weights less
+            model = build_model(weights)
+        # As copying would: `build_model` holds the layers in half precision, whatever the file does.
+        own = model.state_dict()
+        model.load_state_dict({key: value.to(own[key].dtype) for key, value in weights.items()}, assign=True)
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: not a CLIP model: {type(error).__name__}: {reason}") from None
-    return model.float().requires_grad_(requires_grad=False).to(device)
+    return model.requires_grad_(requires_grad=False)
 
 
 def _read_clip_weights(path: Path) -> dict[str, Any]:
@@ -211,16 +235,6 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _cast_to_bf16(model: Any) -> None:
-    """Casts a CLIP to bf16, but for its LayerNorms, which compute in fp32 whatever comes in."""
-    import torch
-
-    model.to(torch.bfloat16)
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.float()
 
 
 def _mean_features(text_features: Tensor, item_count: int) -> Tensor:

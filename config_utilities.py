@@ -19,6 +19,7 @@ from prompt_utilities import DecisionRule
 PROGRAM_DIR = Path(__file__).resolve().parent
 
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 
 # The models that come with the program; two names like any other.
 MICRO_SAM2, MICRO_CLIP = "sam2.1_hiera_micro", "clip_vit_micro"
@@ -45,6 +46,7 @@ class Settings:
     device: str = "auto"
     clip_device: str = "auto"
     precision: Precision = "auto"
+    compile: Compile = "auto"
     batch_size: int | Literal["auto"] = "auto"
     seed: int = 3
     overwrite: bool = False

@@ -15,24 +15,22 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
-from config_utilities import Precision, Settings, read_settings
-from errors import ConfigError, NotAPhotoError, OutputError, PhotoError, PromptError, UserError
-from prompt_utilities import DecisionRule, Label, get_prompts
+from config_utilities import Compile, Precision, Settings, read_settings
+from errors import ConfigError, OutputError, PromptError, UserError
+from prompt_utilities import DecisionRule, get_prompts
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
     from clip_utilities import ClipModel
-    from dataset_utilities import PhotoFile
+    from flow_utilities import Photo
     from output_utilities import OutputFolder
-    from report_utilities import RunProgress
-    from sam_utilities import Segmentation
+    from sam_utilities import Sam2
 
 # Before torch is imported: operations that MPS lacks run on the CPU instead of failing.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
@@ -43,24 +41,6 @@ EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
 
 DRY_RUN_LINES = 20  # photos that --dry-run lists
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A decoded photo: `image` is (H, W, 3) uint8 RGB."""
-
-    file: PhotoFile
-    image: np.ndarray
-
-
-@dataclass(frozen=True)
-class LabelledPhoto:
-    """What the models say of a photo; `segmentation` is None where it stays uncut."""
-
-    photo: Photo
-    segmentation: Segmentation | None
-    label: Label
-    seconds: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,13 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, console: Console) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
     from dataset_utilities import find_photos
+    from device_utilities import keep_freed_memory
+    from flow_utilities import Flow, cut_photo, label_photos, segment_photos
     from output_utilities import OutputFolder
-    from pipeline_utilities import call_in_parts, in_batches
+    from pipeline_utilities import stage
     from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
 
     folders, files = check_folders(settings)
     _seed_everything(settings.seed)
-    machine = select_machine(settings)
+    keep_freed_memory()
+    machine = select_machine(settings, files)
     print_facts(console, _facts(settings, machine, files))
 
     began = time.monotonic()
@@ -109,20 +92,18 @@ def run(settings: Settings, console: Console) -> int:
     done_before, interrupt = output.done, None
     began = time.monotonic()
     try:
-        with output, RunProgress(console, total=min(files, settings.limit or files)) as progress:
+        with stage("all photos"), output, RunProgress(console, total=min(files, settings.limit or files)) as progress:
             fail_folder = functools.partial(_fail_folder, output)
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
-            photos = read_photos(files_found, output, progress, limit=settings.limit, ahead=machine.batch_size)
-            label_batch = functools.partial(
-                label_photos, sam2_model=sam2_model, clip_model=clip_model, settings=settings
-            )
-            for batch in in_batches(photos, machine.batch_size):
-                for photo, labelled in zip(batch, call_in_parts(label_batch, batch, _model_failure), strict=True):
-                    if isinstance(labelled, PhotoError):
-                        _fail(output, photo.file, labelled)
-                    else:
-                        write_photo(labelled, output, settings, folders.debug)
-                    progress.advance()
+            flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads())
+            photos = flow.read(files_found, sam2_model, limit=settings.limit)
+            if sam2_model is not None:
+                photos = flow.in_batches(photos, functools.partial(segment_photos, sam2_model, settings.margin))
+            photos = flow.in_threads(photos, functools.partial(cut_photo, clip_model, refine=settings.refine))
+            photos = flow.in_batches(photos, functools.partial(label_photos, clip_model), machine.clip_batch_size)
+            for photo in photos:
+                write_photo(photo, output, settings, folders.debug)
+                progress.advance()
             if settings.limit is None:
                 output.finish()
     except KeyboardInterrupt as error:
@@ -155,18 +136,21 @@ def run(settings: Settings, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the models run, how precisely, and on how many photos at once."""
+    """Where the models run, how precisely, on how many photos at once, and whether torch compiles them first."""
 
     device: str
     precision: Literal["fp32", "bf16"]
     clip_device: str
     clip_precision: Literal["fp32", "bf16"]
     batch_size: int
+    clip_batch_size: int
+    compiled: bool
 
 
-def select_machine(settings: Settings) -> Machine:
-    """Returns the devices that the settings name, or the best of this machine."""
-    from device_utilities import auto_batch_size, has_bf16, select_device, select_precision
+def select_machine(settings: Settings, photos: int) -> Machine:
+    """Returns the devices that the settings name, or the best of this machine for so many photos."""
+    from device_utilities import auto_batch_size, auto_compile, has_bf16, select_device, select_precision
+    from sam_utilities import config_name, find_config, read_image_size
 
     device = select_device(settings.device, purpose="SAM 2")
     clip_device = select_device(settings.clip_device, purpose="CLIP")
@@ -174,19 +158,26 @@ def select_machine(settings: Settings) -> Machine:
     if settings.precision == "bf16":
         for slow in sorted(each for each in used if not has_bf16(each)):
             _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
+    main_device = clip_device if settings.no_sam else device
     batch_size = settings.batch_size
     if batch_size == "auto":
-        batch_size = auto_batch_size(clip_device if settings.no_sam else device)
+        config_path = find_config(settings.sam_config or config_name(settings.sam_model))
+        batch_size = auto_batch_size(main_device, read_image_size(config_path))
+    photos = min(photos, settings.limit or photos)
+    clip_precision = select_precision(settings.precision, clip_device)
     return Machine(
         device=device,
         precision=select_precision(settings.precision, device),
         clip_device=clip_device,
-        clip_precision=select_precision(settings.precision, clip_device),
+        clip_precision=clip_precision,
         batch_size=batch_size,
+        # MKL's fp32 products of few rows differ in the last digit with a row's place in the batch.
+        clip_batch_size=1 if (clip_device, clip_precision) == ("cpu", "fp32") else batch_size,
+        compiled=auto_compile(main_device, photos) if settings.compile == "auto" else settings.compile == "on",
     )
 
 
-def load_models(settings: Settings, machine: Machine) -> tuple[Any, ClipModel]:
+def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, ClipModel]:
     """Returns SAM 2 (None with `--no-sam`) and CLIP with its prompts encoded, both loaded once per run."""
     from clip_utilities import ClipModel
     from sam_utilities import load_sam2
@@ -198,6 +189,7 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Any, ClipModel]:
         prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
         decision=settings.decision,
         precision=machine.clip_precision,
+        compiled=machine.compiled,
         show_progress=not settings.quiet,
     )
     if settings.no_sam:
@@ -207,106 +199,33 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Any, ClipModel]:
         settings.sam_config,
         machine.device,
         precision=machine.precision,
+        compiled=machine.compiled,
         show_progress=not settings.quiet,
     )
     return sam2_model, clip_model
 
 
-def read_photos(
-    files: Iterable[PhotoFile], output: OutputFolder, progress: RunProgress, *, limit: int | None, ahead: int
-) -> Iterator[Photo]:
-    """Yields the photos that are still to be done, decoded by threads ahead of the models.
-
-    Files that can't be read are recorded as failures, files that hold no image are counted as skipped.
-
-    Args:
-        files: The files of the dataset.
-        output: Knows what is done.
-        progress: Counts what does not reach the models.
-        limit: End after so many photos, whether they are done, failed or new.
-        ahead: How many photos may wait for the models, beside those that are being decoded.
-    """
-    from photo_utilities import read_photo
-    from pipeline_utilities import map_ahead
-
-    def read(file: PhotoFile) -> tuple[PhotoFile, np.ndarray | PhotoError | NotAPhotoError | None]:
-        if output.is_done(file):
-            return file, None
-        try:
-            return file, read_photo(file.path)
-        except (PhotoError, NotAPhotoError) as error:
-            return file, error
-
-    threads = _threads()
-    photos = 0
-    for file, outcome in map_ahead(read, files, threads=threads, ahead=ahead + threads):
-        if isinstance(outcome, NotAPhotoError):
-            _LOGGER.info("%s: skipped: no image", file.source)
-            output.skipped += 1
-            progress.advance()
-            continue
-        photos += 1
-        if outcome is None:
-            progress.skip()
-        elif isinstance(outcome, PhotoError):
-            _fail(output, file, outcome)
-            progress.advance()
-        else:
-            yield Photo(file, outcome)
-        if photos == limit:
-            return
-
-
-def label_photos(
-    photos: Sequence[Photo], *, sam2_model: Any, clip_model: ClipModel, settings: Settings
-) -> list[LabelledPhoto | PhotoError]:
-    """Returns what the models say of a batch of photos, in one call of each model.
-
-    CLIP always sees the subject on white, whatever the cut-out's background will be. A photo in which SAM 2 finds
-    nothing is a failure: an empty cut-out is no member of any class.
-    """
-    from mask_utilities import paint_background
-    from sam_utilities import predict_sam2
-
-    began = time.perf_counter()
-    images = [photo.image for photo in photos]
-    views, segmentations = images, [None] * len(photos)
-    if sam2_model is not None:
-        segmentations = predict_sam2(images, sam2_model, settings.margin, refine=settings.refine)
-        views = [paint_background(image, each.mask) for image, each in zip(images, segmentations, strict=True)]
-    found = [index for index, each in enumerate(segmentations) if each is None or each.box is not None]
-    labels = clip_model.process([views[index] for index in found]) if found else []
-    seconds = (time.perf_counter() - began) / len(photos)
-
-    results: list[LabelledPhoto | PhotoError] = [
-        PhotoError("no subject at the centre: SAM 2's mask is empty", stage="segment") for _ in photos
-    ]
-    for index, label in zip(found, labels, strict=True):
-        results[index] = LabelledPhoto(photos[index], segmentations[index], label, seconds)
-    return results
-
-
-def write_photo(labelled: LabelledPhoto, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
+def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
     """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
     from mask_utilities import cut_out
     from output_utilities import photo_record, write_atomically
 
-    photo, label, segmentation = labelled.photo, labelled.label, labelled.segmentation
-    mask = None if segmentation is None else segmentation.mask
-    draw = functools.partial(cut_out, photo.image, mask, settings.background)
-    output.write(photo.file, draw, photo_record(label, segmentation, photo.image.shape, seconds=labelled.seconds))
+    label, segmentation = photo.label, photo.segmentation
+    draw = functools.partial(cut_out, photo.image, photo.mask, settings.background)
+    record = functools.partial(photo_record, label, segmentation, photo.mask, photo.image.shape, seconds=photo.seconds)
+    output.write(photo.file, draw, record())
 
     scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
     if segmentation is not None:
         scores += f", mask {segmentation.score:.3f}"
-    _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, labelled.seconds)
+    _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, photo.seconds)
     if settings.debug:
         from inspection_utilities import draw_inspection, encode_jpeg
 
         picture = draw_inspection(
             photo.image,
             draw(),
-            mask=mask,
+            mask=photo.mask,
             points=None if segmentation is None else segmentation.points,
             top_items=label.top_items,
             caption=scores,
@@ -406,15 +325,7 @@ def build_parser() -> argparse.ArgumentParser:
     what += f"feature per item (default: {default.decision})"
     flag("--decision", choices=get_args(DecisionRule), help=what)
 
-    flag = parser.add_argument_group("machine").add_argument
-    what = "of SAM 2: cpu, cuda, cuda:1, mps (default: MPS, else CUDA, else CPU)"
-    flag("--device", "--force-device", "-f", metavar="DEVICE", help=what)
-    flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
-    what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
-    flag("--precision", choices=get_args(Precision), help=what)
-    what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
-    flag("--batch-size", type=_batch_size, metavar="N", help=what)
-    flag("--seed", "-S", type=int, metavar="N", help=f"for numpy and torch (default: {default.seed})")
+    _add_machine_flags(parser)
 
     flag = parser.add_argument_group("what is shown").add_argument
     what = "a line per photo, and an inspection picture in <output>-debug/: mask, points, cut-out, top items"
@@ -423,6 +334,21 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--quiet", action="store_true", help="errors only")
     flag("--log", metavar="FILE", help="append everything to a plain-text log")
     return parser
+
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    default = Settings
+    flag = parser.add_argument_group("machine").add_argument
+    what = "of SAM 2: cpu, cuda, cuda:1, mps (default: MPS, else CUDA, else CPU)"
+    flag("--device", "--force-device", "-f", metavar="DEVICE", help=what)
+    flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
+    what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
+    flag("--precision", choices=get_args(Precision), help=what)
+    what = "let torch compile the models first, some minutes that a long run on a GPU wins back; auto does so there"
+    flag("--compile", choices=get_args(Compile), help=f"{what} (default: {default.compile})")
+    what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
+    flag("--batch-size", type=_batch_size, metavar="N", help=what)
+    flag("--seed", "-S", type=int, metavar="N", help=f"for numpy and torch (default: {default.seed})")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -501,20 +427,9 @@ def _count_prompts(settings: Settings) -> str:
     return f"{product} = {prefixes * items * postfixes} prompts"
 
 
-def _fail(output: OutputFolder, file: PhotoFile, error: PhotoError) -> None:
-    _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
-    output.fail(file.source, error.reason, stage=error.stage)
-
-
 def _fail_folder(output: OutputFolder, folder: str, error: OSError) -> None:
     _LOGGER.warning("%s: can't be listed: %s", folder, error.strerror)
     output.fail(folder, f"can't be listed: {error.strerror}", stage="decode")
-
-
-def _model_failure(photo: Photo, error: Exception) -> PhotoError:
-    _LOGGER.debug("%s", photo.file.source, exc_info=error)  # the traceback, for the log
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return PhotoError(f"{type(error).__name__}: {reason}", stage="model")
 
 
 def _seed_everything(seed: int) -> None:

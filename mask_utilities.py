@@ -18,6 +18,27 @@ _GRABCUT_KEPT = 0.5  # of the network's mask, below which GrabCut took the subje
 _GRABCUT_LEAST = 16  # pixels on either side, below which there is nothing to learn from
 
 
+def subject_mask(image: np.ndarray, mask_logits: np.ndarray, *, refine: bool = False) -> np.ndarray:
+    """Returns the mask of a photo's subject, (H, W) bool, from the network's logits.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask_logits: (h, w) float32 for the whole photo, positive on the subject.
+        refine: Let the outline follow the photo's own edges; see `refine_mask`.
+    """
+    return refine_mask(image, mask_logits) if refine else full_size_mask(mask_logits, image.shape[:2])
+
+
+def full_size_mask(mask_logits: np.ndarray, shape_hw: tuple[int, int]) -> np.ndarray:
+    """Returns where (h, w) float32 logits are positive after bilinear enlargement, (H, W) bool, as in SAM 2."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    # cv2.resize is quicker, but on 12 megapixels decides a few differently.
+    logits = interpolate(torch.from_numpy(mask_logits)[None, None], shape_hw, mode="bilinear", align_corners=False)
+    return (logits[0, 0] > 0).numpy()
+
+
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """Returns the box (x0, y0, x1, y1) around the true pixels of an (H, W) bool mask; None where there are none.
 
@@ -98,12 +119,10 @@ def cut_out(image: np.ndarray, mask: np.ndarray | None, background: str = "white
         background: `white`, `#rrggbb`, or `transparent`: alpha 0 over white, so that no pixel of the
             surroundings survives under the transparency.
     """
-    rgba = np.full((*image.shape[:2], 4), 255, np.uint8)
     if mask is None:
-        rgba[..., :3] = image
-        return rgba
+        return cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
     colour = _WHITE if background in ("white", "transparent") else _parse_colour(background)
-    rgba[..., :3] = paint_background(image, mask, colour)
+    rgba = cv2.cvtColor(paint_background(image, mask, colour), cv2.COLOR_RGB2RGBA)
     if background == "transparent":
         rgba[..., 3] = np.where(mask, 255, 0)
     return rgba
@@ -111,7 +130,9 @@ def cut_out(image: np.ndarray, mask: np.ndarray | None, background: str = "white
 
 def paint_background(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = _WHITE) -> np.ndarray:
     """Returns a photo, (H, W, 3) uint8 RGB, with one colour wherever its (H, W) bool mask is false."""
-    return np.where(mask[..., None], image, np.array(colour, np.uint8))
+    painted = np.empty_like(image)
+    painted[:] = colour
+    return cv2.copyTo(image, mask.view(np.uint8), painted)  # 0.2 ms where numpy.where takes 30, at 1800 x 1200
 
 
 def _parse_colour(colour: str) -> tuple[int, int, int]:

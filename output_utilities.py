@@ -18,6 +18,8 @@ from PIL import Image
 
 from dataset_utilities import PhotoFile, alternative_name
 from errors import OutputError
+from mask_utilities import bounding_box
+from pipeline_utilities import stage
 from prompt_utilities import Label
 from sam_utilities import Segmentation
 
@@ -154,8 +156,7 @@ class OutputFolder:
         """
         file_name = self._file_name(photo, record["label"])
         row = {"file_name": file_name, "label": record["label"], "source": photo.source, **record}
-        future = self._pool.submit(lambda: write_png(self.path / file_name, draw()))
-        self._pending.append((future, photo, row))
+        self._pending.append((self._pool.submit(_draw_and_write, self.path / file_name, draw), photo, row))
         while self._pending and (self._pending[0][0].done() or len(self._pending) > self._most_pending):
             self._record_first()
 
@@ -215,10 +216,10 @@ class OutputFolder:
         return file_name
 
     def _record_first(self) -> None:
-        future, photo, row = self._pending.popleft()
-        try:
-            future.result()
-        except OSError as error:
+        future, photo, row = self._pending[0]
+        error = future.exception()  # waits; an interrupt meanwhile leaves the entry for `__exit__`
+        self._pending.popleft()
+        if isinstance(error, OSError):
             if error.errno in _FATAL:
                 raise OutputError(
                     f"{self.path / row['file_name']}: can't be written: {error.strerror}; "
@@ -226,6 +227,8 @@ class OutputFolder:
                 ) from None
             self.fail(photo.source, f"can't be written: {error.strerror or error}", stage="write")
             return
+        if error is not None:
+            raise error
         self._append(self._metadata, row)
         self._count(row)
         self._failures.pop(photo.source, None)
@@ -315,17 +318,22 @@ class OutputFolder:
 
 
 def photo_record(
-    label: Label, segmentation: Segmentation | None, shape_hwc: tuple[int, ...], *, seconds: float
+    label: Label,
+    segmentation: Segmentation | None,
+    mask: np.ndarray | None,
+    shape_hwc: tuple[int, ...],
+    *,
+    seconds: float,
 ) -> dict[str, Any]:
     """Returns what metadata.jsonl says of a photo, but for its names.
 
     Args:
         label: What CLIP says.
         segmentation: What SAM 2 says; None where the photo was not cut.
+        mask: (H, W) bool, the subject; None where the photo was not cut.
         shape_hwc: Of the photo and its cut-out.
         seconds: The models' time for its batch, divided by the photos in it.
     """
-    mask = None if segmentation is None else segmentation.mask
     return {
         "label": label.item,
         "prompt": label.prompt,
@@ -334,14 +342,19 @@ def photo_record(
         "runner_up": label.runner_up,
         "margin": round(label.margin, 6),
         "mask_score": None if segmentation is None else round(segmentation.score, 6),
-        "mask_area": None if mask is None else round(float(mask.mean()), 6),
-        "box": None if segmentation is None else segmentation.box,
+        "mask_area": None if mask is None else round(np.count_nonzero(mask) / mask.size, 6),
+        "box": None if mask is None else bounding_box(mask),
         "points": None if segmentation is None else segmentation.points.tolist(),
         "width": shape_hwc[1],
         "height": shape_hwc[0],
         "flags": [],
         "seconds": round(seconds, 4),
     }
+
+
+def _draw_and_write(path: Path, draw: Callable[[], np.ndarray]) -> None:
+    with stage("PNG"):
+        write_png(path, draw())
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -10,6 +13,36 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+stage_seconds: Counter[str] = Counter()  # by stage, the sum over all threads
+_lock = threading.Lock()
+_wait_for_devices: Callable[[], object] | None = None
+
+
+@contextlib.contextmanager
+def stage(name: str, *, synchronize: bool = False) -> Iterator[None]:
+    """Adds the time that its block takes to `stage_seconds`.
+
+    Args:
+        name: Of the stage.
+        synchronize: The block hands work to a device that goes on after the block has ended; `measure_devices` waits.
+    """
+    began = time.perf_counter()
+    yield
+    if synchronize and _wait_for_devices is not None:
+        _wait_for_devices()
+    with _lock:
+        stage_seconds[name] += time.perf_counter() - began
+
+
+def measure_devices(wait: Callable[[], object]) -> None:
+    """Lets stages end when their device has, at the price of some speed: for benchmarks.
+
+    Args:
+        wait: Such as `torch.cuda.synchronize`.
+    """
+    global _wait_for_devices  # noqa: PLW0603 (one measurement per process)
+    _wait_for_devices = wait
 
 
 def map_ahead(

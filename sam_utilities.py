@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,12 @@ import numpy as np
 
 import checkpoint_utilities
 from errors import CheckpointError
-from mask_utilities import bounding_box, refine_mask
+from pipeline_utilities import stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hiera_utilities import Features, HieraEncoder
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "sam2" / "configs"
 
@@ -27,21 +30,71 @@ _PIXEL_STD = (0.229, 0.224, 0.225)
 _LOGIT_LIMIT = 32.0  # SAM2ImagePredictor clamps the logits that it hands back as a mask prompt
 
 
+# Where bf16 alone could turn a choice among masks over: logits near 0 came out up to 0.05 off (99 in 100), IoU
+# predictions up to 0.0026; photos where less decides, between masks that differ, are done again in fp32.
+_LOGIT_DOUBT = 0.02
+_IOU_DOUBT = 0.004
+_SAME_MASK = 0.985  # IoU of two candidates, from which it does not matter which is chosen
+
+# A GPU's antialiasing has a limit (torchvision #7671); photos that shrink by more do so on the CPU.
+_MOST_SHRUNK_ON_GPU = 16
+
+
 @dataclass(frozen=True)
 class Segmentation:
-    """The subject of one photo.
+    """What SAM 2 says of one photo's subject; `mask_utilities.subject_mask` makes the mask of it.
 
     Attributes:
-        mask: (H, W) bool at the photo's size, true on the subject.
+        mask_logits: (h, w) float32 for the whole photo at the network's resolution, positive on the subject.
         score: SAM 2's own prediction of the mask's IoU, about 0 to 1.
         points: (3, 2) int64, the points (x, y) in pixels that pass 2 was given: the centre and two supports.
-        box: (x0, y0, x1, y1) around the mask in pixels, x1 and y1 exclusive; None where the mask is empty.
     """
 
-    mask: np.ndarray
+    mask_logits: np.ndarray
     score: float
     points: np.ndarray
-    box: tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Sam2:
+    """A SAM 2 model ready for photos.
+
+    Attributes:
+        encoder: The image encoder, in the model's precision.
+        exact_encoder: The same in fp32, for photos whose mask hangs on bf16's rounding; None where `encoder` is fp32.
+        sam_prompt_encoder: Meta's, in fp32.
+        sam_mask_decoder: Meta's, in fp32.
+        dense_pe: (1, C, s, s) float32, the position encoding that the decoder reads; it never changes.
+        image_size: Side of the square frame in pixels.
+        device: As torch names it.
+    """
+
+    encoder: HieraEncoder
+    exact_encoder: HieraEncoder | None
+    sam_prompt_encoder: Any
+    sam_mask_decoder: Any
+    dense_pe: Tensor
+    image_size: int
+    device: str
+
+    @classmethod
+    def from_model(cls, model: Any, precision: Literal["fp32", "bf16"] = "fp32") -> Sam2:
+        """Returns a model, a `sam2.modeling.sam2_base.SAM2Base` in evaluation mode, made ready on its device."""
+        import torch
+
+        from hiera_utilities import HieraEncoder
+
+        with torch.no_grad():
+            exact = HieraEncoder(model)
+            return cls(
+                encoder=HieraEncoder(model, torch.bfloat16) if precision == "bf16" else exact,
+                exact_encoder=exact if precision == "bf16" else None,
+                sam_prompt_encoder=model.sam_prompt_encoder,
+                sam_mask_decoder=model.sam_mask_decoder,
+                dense_pe=model.sam_prompt_encoder.get_dense_pe(),
+                image_size=model.image_size,
+                device=str(model.device),
+            )
 
 
 def load_sam2(
@@ -50,17 +103,20 @@ def load_sam2(
     device: str = "cpu",
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
+    compiled: bool = False,
     checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR,
     show_progress: bool = True,
-) -> Any:
-    """Returns a SAM 2 model (`sam2.modeling.sam2_base.SAM2Base`) in evaluation mode on a device.
+) -> Sam2:
+    """Returns a SAM 2 model on a device.
 
     Args:
         model: A public SAM 2.1 name (downloaded on first use), the name of a .pt under checkpoints/, or a path.
         config: The architecture, such as `sam2.1_hiera_l`, or a path to a .yaml; derived from `model` when None.
         device: As torch names it.
-        precision: Of the image encoder, 98% of the work. Prompt encoder and mask decoder stay in fp32: points
+        precision: Of the image encoder's trunk, 97% of the work. Prompt encoder and mask decoder stay in fp32: points
             near 1024 px would be rounded to 4-8 px in bf16, and the choice among masks hangs on small differences.
+        compiled: Let torch compile the encoder at its first call, anew for another size of batch: made for
+            any, SAM 2's encoder was found wrong (pytorch #153366).
         checkpoints_dir: Where names are looked up and downloads go.
         show_progress: Show a progress bar while downloading.
 
@@ -82,13 +138,17 @@ def load_sam2(
         raise CheckpointError(
             f'{path}: not a SAM 2 checkpoint: its weights must stand under the key "model", as in Meta\'s files'
         )
-    sam2_model = build_sam2(config_path)
+    model = build_sam2(config_path)
     checkpoint_utilities.load_matching(
-        sam2_model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
+        model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
     )
-    sam2_model.eval().requires_grad_(requires_grad=False).to(device)
-    if precision == "bf16":
-        sam2_model.image_encoder.to(torch.bfloat16)
+    model.eval().requires_grad_(requires_grad=False).to(device)
+    try:
+        sam2_model = Sam2.from_model(model, precision)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"--sam-config {config_path}: {error}") from None
+    if compiled:
+        sam2_model = replace(sam2_model, encoder=torch.compile(sam2_model.encoder, dynamic=False))
     return sam2_model
 
 
@@ -144,6 +204,19 @@ def find_config(config: str) -> Path:
     return configs[name]
 
 
+def read_image_size(config_path: Path) -> int:
+    """Returns the side of a model's square frame in pixels, from its .yaml; the usual 1024 where that names none."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    with contextlib.suppress(OmegaConfBaseException, YAMLError, ValueError):  # build_sam2 says what is wrong with it
+        size = OmegaConf.select(OmegaConf.load(config_path), "model.image_size")
+        if isinstance(size, int) and size > 0:
+            return size
+    return 1024
+
+
 def build_sam2(config_path: Path) -> Any:
     """Returns the model that a .yaml describes, with random weights.
 
@@ -177,9 +250,14 @@ def instantiate_sam2(config: Any) -> Any:
 
 
 def predict_sam2(
-    images: Sequence[np.ndarray], sam2_model: Any, mask_threshold: float = 0.05, *, refine: bool = False
+    images: Sequence[np.ndarray],
+    sam2_model: Sam2,
+    mask_threshold: float = 0.05,
+    *,
+    pixels: Sequence[Tensor] | None = None,
+    fill: int = 0,
 ) -> list[Segmentation]:
-    """Returns the central subject of each photo, cut out in two passes over the whole batch.
+    """Returns the central subject of each photo, found in two passes over the whole batch.
 
     Pass 1 gives SAM 2 the centre of the photo and takes the best of three masks. Pass 2 gives it that mask, the
     centre and two supporting points, to its lower right and left, and takes one mask. Photo by photo
@@ -189,35 +267,78 @@ def predict_sam2(
         images: B photos, each (H, W, 3) uint8 RGB; their sizes may differ.
         sam2_model: From `load_sam2`.
         mask_threshold: The margin of pass 2 as a fraction of the photo's shorter side, in [0, 0.5).
-        refine: Let the outlines follow the photos' own edges; see `mask_utilities.refine_mask`.
+        pixels: The photos as `to_pixels` makes them, where that is done already.
+        fill: Repeat the last photo so often inside the models: a batch that is smaller than the others has other
+            last digits, and a compiled encoder takes one size.
     """
     import torch
 
     sizes_wh = [(image.shape[1], image.shape[0]) for image in images]
     points = [centre_points(width, height, mask_threshold) for width, height in sizes_wh]
     with torch.inference_mode():
-        pixels = torch.stack([to_pixels(image, sam2_model.image_size) for image in images])
-        features = encode_pixels(pixels, sam2_model)
-        coordinates = _to_model_frame(points, sizes_wh, sam2_model)  # (B, 3, 2)
-        mask_logits, iou_predictions = decode_masks(
-            sam2_model, features, coordinates[:, :1], mask_prompt=None, multimask_output=True
-        )
-        best = iou_predictions.argmax(dim=1)
-        batch = torch.arange(len(images), device=best.device)
-        mask_prompt = mask_logits[batch, best][:, None].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)  # (B, 1, h, w)
-        mask_logits, iou_predictions = decode_masks(
-            sam2_model, features, coordinates, mask_prompt=mask_prompt, multimask_output=False
-        )
-        if refine:
-            low_resolution = mask_logits[:, 0].cpu().numpy()
-            masks = [refine_mask(image, logits) for image, logits in zip(images, low_resolution, strict=True)]
-        else:
-            masks = [_full_size_mask(logits, size_wh) for logits, size_wh in zip(mask_logits, sizes_wh, strict=True)]
-        scores = iou_predictions[:, 0].tolist()
-    return [
-        Segmentation(mask=mask, score=score, points=photo_points, box=bounding_box(mask))
-        for mask, score, photo_points in zip(masks, scores, points, strict=True)
-    ]
+        if pixels is None:
+            pixels = [to_pixels(image, sam2_model.image_size, sam2_model.device) for image in images]
+        batch = torch.stack([each.to(sam2_model.device) for each in [*pixels, *pixels[-1:] * fill]])
+        coordinates = _to_model_frame([*points, *points[-1:] * fill], [*sizes_wh, *sizes_wh[-1:] * fill], sam2_model)
+        mask_logits, scores, doubtful = _two_passes(batch, coordinates, sam2_model, sam2_model.encoder)
+        if sam2_model.exact_encoder is not None:
+            for index in doubtful[: len(images)].nonzero():  # each alone: rounding depends on the size of a batch
+                exact = _two_passes(batch[index], coordinates[index], sam2_model, sam2_model.exact_encoder)
+                mask_logits[index], scores[index] = exact[0], exact[1]
+        found = len(images)
+        results = zip(mask_logits[:found].cpu().numpy(), scores[:found].tolist(), points, strict=True)
+    return [Segmentation(logits, score, photo_points) for logits, score, photo_points in results]
+
+
+def _two_passes(
+    pixels: Tensor, coordinates: Tensor, sam2_model: Sam2, encoder: HieraEncoder
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the final mask logits (B, h, w), their IoU predictions (B,), and which choices are doubtful (B,)."""
+    import torch
+
+    with stage("encoder again, in fp32" if encoder is sam2_model.exact_encoder else "encoder", synchronize=True):
+        features = encode_pixels(pixels, encoder)
+    with stage("decoder", synchronize=True):
+        mask_logits, iou_predictions = decode_masks(sam2_model, features, coordinates[:, :1], mask_prompt=None)
+        rows = torch.arange(len(pixels), device=pixels.device)
+        best = 1 + iou_predictions[:, 1:].argmax(dim=1)
+        mask_prompt = mask_logits[rows, best][:, None].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)  # (B, 1, h, w)
+        candidates, iou_predictions = decode_masks(sam2_model, features, coordinates, mask_prompt=mask_prompt)
+        decoder = sam2_model.sam_mask_decoder
+        mask_logits, scores = decoder._dynamic_multimask_via_stability(candidates, iou_predictions)
+        return mask_logits[:, 0], scores[:, 0], doubtful_choices(candidates, iou_predictions, decoder)
+
+
+def doubtful_choices(candidates: Tensor, iou_predictions: Tensor, mask_decoder: Any) -> Tensor:
+    """Returns for which photos rounding may have chosen among SAM 2's candidates, (B,) bool.
+
+    SAM 2 takes candidate 0 where it is stable: where its areas at the thresholds +delta and -delta are nearly the same;
+    else that of 1 to 3 whose predicted IoU is highest. Doubtful is a choice that logits a little higher or lower, or
+    IoU predictions a little different, turn over, if that leads to another mask.
+
+    Args:
+        candidates: (B, 4, h, w) float32 mask logits.
+        iou_predictions: (B, 4) float32.
+        mask_decoder: Knows delta and the stability that it asks for.
+    """
+    import torch
+
+    delta, least = mask_decoder.dynamic_multimask_stability_delta, mask_decoder.dynamic_multimask_stability_thresh
+    single = candidates[:, 0].flatten(1)
+
+    def stable(delta: float) -> Tensor:
+        inner, outer = (single > delta).sum(dim=1), (single > -delta).sum(dim=1)
+        return inner >= least * outer
+
+    masks = candidates.flatten(2) > 0  # (B, 4, h w)
+    rows = torch.arange(len(masks), device=masks.device)
+    best_score, best = iou_predictions[:, 1:].max(dim=1)
+    chosen = masks[rows, 1 + best][:, None]
+    union = (masks | chosen).sum(dim=2)
+    other = (masks & chosen).sum(dim=2) < _SAME_MASK * union  # (B, 4): another mask than the best of 1 to 3
+    unsure_stability = (stable(delta + _LOGIT_DOUBT) != stable(delta - _LOGIT_DOUBT)) & other[:, 0]
+    rivals = (best_score[:, None] - iou_predictions[:, 1:] < _IOU_DOUBT) & other[:, 1:]
+    return unsure_stability | (~stable(delta + _LOGIT_DOUBT) & rivals.any(dim=1))
 
 
 def centre_points(width: int, height: int, mask_threshold: float) -> np.ndarray:
@@ -230,39 +351,34 @@ def centre_points(width: int, height: int, mask_threshold: float) -> np.ndarray:
     return np.array([[x, y], [x + margin, y + margin], [x - margin, y + margin]])
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the mask decoder reads of B photos: strides 16, 4 and 8 of the model's frame."""
+def to_pixels(image: np.ndarray, image_size: int, device: str = "cpu") -> Tensor:
+    """Returns a photo in the model's frame, (3, image_size, image_size) float32, as SAM2Transforms makes it.
 
-    image_embeddings: Tensor  # (B, C, s, s) float32
-    high_res_features: list[Tensor]  # [(B, C / 8, 4 s, 4 s), (B, C / 4, 2 s, 2 s)] float32
-
-
-def to_pixels(image: np.ndarray, image_size: int) -> Tensor:
-    """Returns a photo in the model's frame, (3, image_size, image_size) float32, as SAM2Transforms makes it."""
+    A CUDA device receives the photo's bytes and does the rest. Elsewhere the result is on the CPU.
+    """
     import torch
     from torchvision.transforms import functional
 
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div(255)  # HWC -> CHW
+    pixels = torch.from_numpy(np.ascontiguousarray(image))
+    if device.startswith("cuda") and max(image.shape) <= _MOST_SHRUNK_ON_GPU * image_size:
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    pixels = pixels.permute(2, 0, 1).float().div_(255)  # HWC -> CHW
     pixels = functional.resize(pixels, [image_size, image_size], antialias=True)
-    return functional.normalize(pixels, _PIXEL_MEAN, _PIXEL_STD)
+    return functional.normalize(pixels, _PIXEL_MEAN, _PIXEL_STD, inplace=True)
 
 
-def encode_pixels(pixels: Tensor, sam2_model: Any) -> Features:
+def encode_pixels(pixels: Tensor, encoder: HieraEncoder) -> Features:
     """Runs the image encoder once over a batch, (B, 3, s, s) from `to_pixels`, for any size that the model has.
 
     As SAM2ImagePredictor.set_image_batch, which knows 1024 px only.
     """
-    encoder, decoder = sam2_model.image_encoder, sam2_model.sam_mask_decoder
-    dtype = next(encoder.parameters()).dtype
-    levels = encoder(pixels.to(sam2_model.device, dtype))["backbone_fpn"]
-    fine, middle, coarse = (level.float() for level in levels)
-    if sam2_model.directly_add_no_mem_embed:
-        coarse = coarse + sam2_model.no_mem_embed.view(1, -1, 1, 1)
-    return Features(coarse, [decoder.conv_s0(fine), decoder.conv_s1(middle)])
+    from hiera_utilities import Features
+
+    coarse, fine, middle = encoder(pixels)
+    return Features(coarse, [fine, middle])
 
 
-def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, int]], sam2_model: Any) -> Tensor:
+def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, int]], sam2_model: Sam2) -> Tensor:
     """Returns the points of B photos, (B, N, 2) float32, scaled from pixels to the model's square frame."""
     import torch
 
@@ -272,16 +388,18 @@ def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, 
 
 
 def decode_masks(
-    sam2_model: Any,
-    features: Features,
-    coordinates: Tensor,
-    *,
-    mask_prompt: Tensor | None,
-    multimask_output: bool,
+    sam2_model: Sam2, features: Features, coordinates: Tensor, *, mask_prompt: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Runs one pass of the mask decoder over the batch.
 
-    Returns mask logits (B, M, h, w) and IoU predictions (B, M), float32; M is 3 with `multimask_output`, else 1.
+    Returns the mask logits (B, 4, h, w) and IoU predictions (B, 4), float32, of all candidates: the single mask first,
+    then the three that `multimask_output` means.
+
+    Args:
+        sam2_model: Its prompt encoder, mask decoder and position encoding are used.
+        features: From `encode_pixels`.
+        coordinates: (B, N, 2) float32 points on the subject in the model's frame.
+        mask_prompt: (B, 1, h, w) float32 logits, or None.
     """
     import torch
 
@@ -289,22 +407,12 @@ def decode_masks(
     sparse_embeddings, dense_embeddings = sam2_model.sam_prompt_encoder(
         points=(coordinates, labels), boxes=None, masks=mask_prompt
     )
-    mask_logits, iou_predictions, _, _ = sam2_model.sam_mask_decoder(
+    mask_logits, iou_predictions, _, _ = sam2_model.sam_mask_decoder.predict_masks(
         image_embeddings=features.image_embeddings,
-        image_pe=sam2_model.sam_prompt_encoder.get_dense_pe(),
+        image_pe=sam2_model.dense_pe,
         sparse_prompt_embeddings=sparse_embeddings,
         dense_prompt_embeddings=dense_embeddings,
-        multimask_output=multimask_output,
         repeat_image=False,  # the batch holds one prompt set per photo, not many for one
         high_res_features=features.high_res_features,
     )
     return mask_logits, iou_predictions
-
-
-def _full_size_mask(mask_logits: Tensor, size_wh: tuple[int, int]) -> np.ndarray:
-    """Returns (H, W) bool from one photo's low-resolution logits (1, h, w): positive after bilinear upsampling."""
-    from torch.nn.functional import interpolate
-
-    width, height = size_wh
-    logits = interpolate(mask_logits[None], (height, width), mode="bilinear", align_corners=False)
-    return (logits[0, 0] > 0).cpu().numpy()

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,10 +28,10 @@ from rich.table import Table
 from benchmarks.baselines import colour_centres, grabcut_mask, nearest_colour
 from clip_utilities import ClipModel
 from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, read_config
-from mask_utilities import paint_background
+from mask_utilities import paint_background, subject_mask
 from photo_utilities import read_photo
 from prompt_utilities import get_prompts
-from sam_utilities import load_sam2, predict_sam2
+from sam_utilities import Sam2, load_sam2, predict_sam2
 from scenes import make_scene
 from training.photos import colour_photo_paths, item_of_folder, masked_photo_paths
 
@@ -148,11 +147,11 @@ def masked_example(path: Path) -> Example:
 
 
 def measure_quality(
-    name: str, examples: Sequence[Example], sam2_model: Any, clip_model: ClipModel, *, refine: bool
+    name: str, examples: Sequence[Example], sam2_model: Sam2, clip_model: ClipModel, *, refine: bool
 ) -> Iterator[Measure]:
     """Yields the measures that the examples allow, each with its baseline."""
     began = time.perf_counter()
-    masks = [predict_sam2([example.image], sam2_model, refine=refine)[0].mask for example in examples]
+    masks = [subject_mask(example.image, logits, refine=refine) for example, logits in _segment(examples, sam2_model)]
     sam_seconds = time.perf_counter() - began
     if examples[0].mask is not None:
         truths = [example.mask for example in examples]
@@ -177,10 +176,16 @@ def measure_quality(
     if refine:
         some = examples[:_TIMED]
         began = time.perf_counter()
-        for example in some:
-            predict_sam2([example.image], sam2_model)
+        for example, logits in _segment(some, sam2_model):
+            subject_mask(example.image, logits)
         models_alone = clip_seconds * len(some) / len(examples) + time.perf_counter() - began
         yield _time_measure(f"{name}: seconds a photo, without GrabCut", models_alone, len(some))
+
+
+def _segment(examples: Sequence[Example], sam2_model: Sam2) -> Iterator[tuple[Example, np.ndarray]]:
+    for example in examples:
+        [segmentation] = predict_sam2([example.image], sam2_model)
+        yield example, segmentation.mask_logits
 
 
 def _time_measure(name: str, seconds: float, count: int) -> Measure:

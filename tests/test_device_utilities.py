@@ -79,8 +79,10 @@ def test_a_named_precision_is_taken(precision):
 @pytest.mark.parametrize(("gibibytes", "size"), [(141, 32), (80, 32), (40, 16), (16, 8), (8, 4)])
 def test_the_batch_follows_the_memory_of_the_gpu(machine, gibibytes, size):
     machine(cuda=1, gibibytes=gibibytes)
-    assert auto_batch_size("cuda:0") == size
+    assert auto_batch_size("cuda:0", 1024) == size
 
 
-def test_photos_go_one_by_one_elsewhere():
-    assert auto_batch_size("cpu") == auto_batch_size("mps") == 1
+@pytest.mark.parametrize(("image_size", "size"), [(1024, 1), (512, 2), (256, 8), (4096, 1)])
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_elsewhere_photos_go_one_by_one_unless_they_are_small(device, image_size, size):
+    assert auto_batch_size(device, image_size) == size

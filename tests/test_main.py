@@ -16,12 +16,15 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import checkpoint_utilities
+import flow_utilities
 import main
+import mask_utilities
 import sam_utilities
 from checkpoint_utilities import PublicCheckpoint
 from config_utilities import PROGRAM_DIR, Settings
 from conftest import make_image, save_photo
 from device_utilities import select_precision
+from mask_utilities import bounding_box, subject_mask
 from photo_utilities import read_photo
 from sam_utilities import load_sam2, predict_sam2
 
@@ -86,13 +89,14 @@ def test_the_whole_job(run, photos, sam2_checkpoint, tmp_path):
     for source, row in records.items():
         image = read_photo(photos / source)
         [segmentation] = predict_sam2([image], sam2_model)
+        mask = subject_mask(image, segmentation.mask_logits)
         cut_out = np.asarray(Image.open(tmp_path / "out" / row["file_name"]))
         assert cut_out.shape == (*image.shape[:2], 4)
-        assert (cut_out[~segmentation.mask] == WHITE).all()
-        assert (cut_out[segmentation.mask][:, :3] == image[segmentation.mask]).all()
+        assert (cut_out[~mask] == WHITE).all()
+        assert (cut_out[mask][:, :3] == image[mask]).all()
         assert (cut_out[..., 3] == 255).all()
-        assert row["mask_area"] == pytest.approx(segmentation.mask.mean(), abs=1e-6)
-        assert tuple(row["box"]) == segmentation.box
+        assert row["mask_area"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert tuple(row["box"]) == bounding_box(mask)
 
     folder = ImageFolder(tmp_path / "out")
     assert len(folder) == 6
@@ -241,13 +245,12 @@ def test_broken_photos_are_failures_with_a_reason_and_stop_nothing(run, photos, 
 
 
 def test_a_photo_that_makes_the_model_raise_takes_nothing_else_with_it(run, photos, tmp_path, monkeypatch):
-    def raise_on_odd_sizes(image, image_size):
-        if image.shape[1] == 104:
+    def raise_on_odd_sizes(images, *arguments, **options):
+        if any(image.shape[1] == 104 for image in images):
             raise RuntimeError("CUDA error: something with B.JPG\nand more lines")
-        return to_pixels(image, image_size)
+        return predict_sam2(images, *arguments, **options)
 
-    to_pixels = sam_utilities.to_pixels
-    monkeypatch.setattr(sam_utilities, "to_pixels", raise_on_odd_sizes)
+    monkeypatch.setattr(flow_utilities, "predict_sam2", raise_on_odd_sizes)
     code, _, _ = run("--batch-size", "6")
     assert code == 1
     assert rows(tmp_path / "out" / "failures.jsonl") == [
@@ -257,7 +260,7 @@ def test_a_photo_that_makes_the_model_raise_takes_nothing_else_with_it(run, phot
 
 
 def test_an_empty_mask_is_a_failure_and_never_a_white_picture(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sam_utilities, "_full_size_mask", lambda _, size_wh: np.zeros(size_wh[::-1], bool))
+    monkeypatch.setattr(mask_utilities, "full_size_mask", lambda _, shape_hw: np.zeros(shape_hw, bool))
     code, _, _ = run()
     assert code == 1
     assert pngs(tmp_path / "out") == []

@@ -28,7 +28,7 @@ def photo(source="a.jpg", name=None):
 
 def record(item="red"):
     label = Label(item, f"a {item} car", 0.25, 0.75, "blue", 0.5, ((item, 0.75), ("blue", 0.25)))
-    return photo_record(label, None, (64, 96, 3), seconds=0.5)
+    return photo_record(label, None, None, (64, 96, 3), seconds=0.5)
 
 
 def open_folder(path, **options):
@@ -61,9 +61,9 @@ def test_a_photo_becomes_a_png_and_a_record(tmp_path):
 
 
 def test_a_record_says_all_that_the_design_promises():
-    segmentation = Segmentation(np.eye(4, dtype=bool), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]), (0, 0, 4, 4))
+    segmentation = Segmentation(np.zeros((2, 2), np.float32), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]))
     label = Label("red", "a red car", 1 / 3, 2 / 3, None, 2 / 3, ())
-    assert photo_record(label, segmentation, (4, 4, 3), seconds=0.123456) == {
+    assert photo_record(label, segmentation, np.eye(4, dtype=bool), (4, 4, 3), seconds=0.123456) == {
         "label": "red",
         "prompt": "a red car",
         "probability": 0.333333,

@@ -7,7 +7,7 @@ from benchmarks.baselines import colour_centres, grabcut_mask, nearest_colour
 from benchmarks.quality import ALL_KINDS_SEEDS, VEHICLE_SEEDS, iou, scene_examples, share_measure
 from clip_utilities import ClipModel
 from config_utilities import MICRO_CLIP, MICRO_SAM2
-from mask_utilities import paint_background
+from mask_utilities import paint_background, subject_mask
 from sam_utilities import load_sam2, predict_sam2
 
 SCENES = 48
@@ -23,7 +23,12 @@ def vehicles():
 @pytest.fixture(scope="module")
 def vehicle_masks(vehicles):
     model = load_sam2(MICRO_SAM2)
-    return [predict_sam2([example.image], model, refine=True)[0].mask for example in vehicles]
+    return [refined_mask(example.image, model) for example in vehicles]
+
+
+def refined_mask(image, model):
+    [segmentation] = predict_sam2([image], model)
+    return subject_mask(image, segmentation.mask_logits, refine=True)
 
 
 def mean_iou(masks, examples):
@@ -39,10 +44,7 @@ def test_masks_of_vehicle_scenes(vehicles, vehicle_masks):
 def test_masks_of_all_kinds_of_scenes():
     examples = scene_examples(ALL_KINDS_SEEDS, SCENES, vehicles=False)
     model = load_sam2(MICRO_SAM2)
-    assert (
-        mean_iou([predict_sam2([each.image], model, refine=True)[0].mask for each in examples], examples)
-        > ALL_IOU_FLOOR
-    )
+    assert mean_iou([refined_mask(each.image, model) for each in examples], examples) > ALL_IOU_FLOOR
 
 
 def test_colours_of_cut_outs_over_all_prompts(vehicles, vehicle_masks, prompts, cars):

@@ -40,7 +40,9 @@ def test_the_example_of_a_config_is_a_valid_one(tmp_path):
 
 def test_the_example_of_a_record_has_the_keys_of_a_real_one():
     example = json.loads(indented_block('{"file_name"'))
-    real = photo_record(Label("red", "a red car", 0.2, 0.8, "maroon", 0.7, ()), None, make_image().shape, seconds=0.1)
+    real = photo_record(
+        Label("red", "a red car", 0.2, 0.8, "maroon", 0.7, ()), None, None, make_image().shape, seconds=0.1
+    )
     assert set(example) == {"file_name", "source", *real}
 
 

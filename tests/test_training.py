@@ -137,7 +137,7 @@ def test_weights_trained_at_one_size_fit_another(tmp_path):
     torch.save({"model": {key: value.half() for key, value in build(128).state_dict().items()}}, tmp_path / "w.pt")
     model = load_sam2(str(Path(tmp_path, "w.pt")), "sam2.1_hiera_micro")
     assert model.image_size == 256
-    assert predict_sam2([make_image()], model)[0].mask.shape == (64, 96)
+    assert predict_sam2([make_image()], model)[0].mask_logits.shape == (64, 64)
 
 
 def test_the_prompts_of_a_step_name_every_item_in_every_template():

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, IterableDataset
 import config_utilities
 from clip_utilities import tokenize
 from config_utilities import MICRO_SAM2
-from mask_utilities import paint_background
+from mask_utilities import paint_background, subject_mask
 from prompt_utilities import get_prompts
-from sam_utilities import load_sam2, predict_sam2
+from sam_utilities import Sam2, load_sam2, predict_sam2
 from scenes import COLOURS, make_scene
 from training.photos import FIRST_HELD_OUT_SEED, SYNONYMS, colour_photo_paths
 
@@ -297,10 +297,11 @@ class Example:
     item: str
 
 
-def predict_mask(image: np.ndarray, sam2_model: torch.nn.Module) -> np.ndarray:
+def predict_mask(image: np.ndarray, sam2_model: Sam2) -> np.ndarray:
     """Returns the mask that the program would cut with, (H, W) bool; all of the picture where it finds nothing."""
-    [segmentation] = predict_sam2([image], sam2_model, refine=True)
-    return segmentation.mask if segmentation.mask.any() else np.ones_like(segmentation.mask)
+    [segmentation] = predict_sam2([image], sam2_model)
+    mask = subject_mask(image, segmentation.mask_logits, refine=True)
+    return mask if mask.any() else np.ones_like(mask)
 
 
 def _shrink(image: np.ndarray, masks: Sequence[np.ndarray], item: str) -> Example:

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import device_utilities
 import sam_utilities
+from mask_utilities import subject_mask
 from scenes import make_scene
 from training.photos import FIRST_HELD_OUT_SEED, MaskedPhotos, training_pictures
 
@@ -177,15 +178,17 @@ def two_pass_loss(model: torch.nn.Module, images: Tensor, masks: Tensor, *, prec
         precision: "bf16" or "fp32", of the image encoder; the decoder is fp32, as in the program.
     """
     size = images.shape[-1]
+    sam2_model = _trainable(model)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        features = sam_utilities.encode_pixels(images, model)
+        features = sam_utilities.encode_pixels(images, sam2_model.encoder)
     middle = torch.tensor([size / 2, size / 2], device=images.device)
     margin = 0.05 * size
     offsets = torch.tensor([[0, 0], [margin, margin], [-margin, margin]], device=images.device)
     jitter = torch.randn(len(images), 1, 2, device=images.device) * 0.01 * size
     points = middle + offsets + jitter  # (B, 3, 2)
 
-    logits, ious = sam_utilities.decode_masks(model, features, points[:, :1], mask_prompt=None, multimask_output=True)
+    logits, ious = sam_utilities.decode_masks(sam2_model, features, points[:, :1], mask_prompt=None)
+    logits, ious = logits[:, 1:], ious[:, 1:]  # the three that stand for different readings of one point
     losses, true_ious = mask_losses(logits, masks)
     best = losses.argmin(dim=1)
     rows = torch.arange(len(images), device=images.device)
@@ -193,9 +196,29 @@ def two_pass_loss(model: torch.nn.Module, images: Tensor, masks: Tensor, *, prec
 
     chosen = ious.argmax(dim=1)  # as the program chooses, which is not always the best
     prompt = logits[rows, chosen][:, None].detach().clamp(-32, 32)
-    logits, ious = sam_utilities.decode_masks(model, features, points, mask_prompt=prompt, multimask_output=False)
+    logits, ious = sam_utilities.decode_masks(sam2_model, features, points, mask_prompt=prompt)
+    logits, ious = logits[:, :1], ious[:, :1]
     losses, true_ious = mask_losses(logits, masks)
     return total + 1.5 * (losses.mean() + functional.mse_loss(ious, true_ious))
+
+
+def _trainable(model: torch.nn.Module) -> sam_utilities.Sam2:
+    """Returns a model as the program's functions take it, with Meta's own encoder, which has gradients."""
+    decoder = model.sam_mask_decoder
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fine, middle, coarse = (level.float() for level in model.image_encoder(pixels)["backbone_fpn"])
+        return coarse + model.no_mem_embed.view(1, -1, 1, 1), decoder.conv_s0(fine), decoder.conv_s1(middle)
+
+    return sam_utilities.Sam2(
+        encoder=encode,
+        exact_encoder=None,
+        sam_prompt_encoder=model.sam_prompt_encoder,
+        sam_mask_decoder=decoder,
+        dense_pe=model.sam_prompt_encoder.get_dense_pe(),
+        image_size=model.image_size,
+        device=str(model.device),
+    )
 
 
 def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,12 +247,13 @@ def _iou(one: Tensor, other: Tensor) -> Tensor:
 
 def mean_iou(model: torch.nn.Module, images: Tensor, masks: Tensor) -> float:
     """Returns the mean IoU of the program's final masks at the pictures' own size."""
-    model.eval()
+    sam2_model = sam_utilities.Sam2.from_model(model.eval())
     ious = []
     for image, mask in zip(images, masks, strict=True):
         picture = np.clip(image.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)
-        [result] = sam_utilities.predict_sam2([picture], model)
-        ious.append(_iou(torch.from_numpy(result.mask), mask > 0.5).item())
+        [segmentation] = sam_utilities.predict_sam2([picture], sam2_model)
+        found = subject_mask(picture, segmentation.mask_logits)
+        ious.append(_iou(torch.from_numpy(found), mask > 0.5).item())
     return float(np.mean(ious))
 
 

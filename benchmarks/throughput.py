@@ -1,0 +1,334 @@
+"""How fast the program is, against the way of the documents, a careful script, and this machine's arithmetic.
+
+python -m benchmarks.throughput                     the default models' architectures, with seeded random weights
+python -m benchmarks.throughput --models micro      the bundled models: the pipeline's own overhead
+python -m benchmarks.throughput --device cuda       or mps; what the program takes by itself is the default
+python -m benchmarks.throughput --json              for machines
+
+Everything is timed in one run, one after the other, each in a process of its own; a machine that others use gives
+ratios that hold better than its seconds. Bounds are the FLOPs of Meta's and OpenAI's own modules, counted by torch, at
+the highest rate of a square matrix product that this machine reached in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, read_config
+from device_utilities import DTYPES, select_device, select_precision
+from prompt_utilities import get_prompts
+from scenes import make_scene
+
+SIZES_WH = {"full": ((640, 480), (1280, 853), (1800, 1200), (4000, 3000)), "micro": ((640, 480),)}
+DISTINCT = 16  # scenes per size; more photos are copies of them under other names
+SEED = 60_000_000
+
+_MODEL_STAGES = ("encoder", "encoder again, in fp32", "decoder", "CLIP")
+_OTHER_STAGES = ("decode", "SAM 2 pixels", "mask", "CLIP pixels", "PNG")
+_BOUNDED = {"encoder": "SAM 2's image encoder", "CLIP": "CLIP's image tower"}
+
+
+def main() -> None:
+    """Measures and prints tables, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", choices=("full", "micro"), default="full")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--batch-size", default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--photos", type=int, help="for the program (default: by models and device)")
+    parser.add_argument("--scripts", type=int, help="photos for the two scripts (default: 4, or 40 with micro models)")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    micro, device = arguments.models == "micro", select_device(arguments.device, purpose="SAM 2")
+    photos = arguments.photos or (400 if micro else 1024 if device.startswith("cuda") else 8)
+    scripts = min(photos, arguments.scripts or (40 if micro else 4))
+
+    with tempfile.TemporaryDirectory(prefix="sam2vit-benchmark-") as folder:
+        root = Path(folder)
+        os.environ["SAM2VIT_CHECKPOINTS"] = str(root / "checkpoints")
+        sam_path, clip_path = apart(save_models, root / "checkpoints", micro=micro)
+        paths = save_photos(root / "photos", SIZES_WH[arguments.models], photos)
+        result: dict[str, Any] = describe_machine(device) | {"models": arguments.models, "photos": photos}
+        result["peak"] = apart(matmul_peaks, device)
+        result["flops"] = apart(count_flops, sam_path, clip_path)
+        result["scripts"] = apart(run_scripts, sam_path, clip_path, device, paths[:scripts], root / "scripts")
+        flags = ["-i", str(root / "photos"), "-o", str(root / "output"), "--quiet"]
+        flags += ["--micro"] if micro else ["-s", str(sam_path), "-m", str(clip_path)]
+        flags += [] if arguments.device == "auto" else ["--device", device, "--clip-device", device]
+        flags += ["--precision", arguments.precision, "--compile", arguments.compile]
+        flags += ["--batch-size", str(arguments.batch_size)]
+        cold = apart(run_program, [*flags, "--limit", "1"], device)
+        result["program"] = apart(run_program, [*flags, "--overwrite"], device)
+        result["program"]["prompts_cold"] = cold["stages"]["prompts"]
+        result["precision"] = select_precision(arguments.precision, device)
+        if micro:
+            result["start"] = time_start(root / "photos", root / "start")
+    result |= derive(result)
+    if arguments.json:
+        json.dump(result, sys.stdout, indent=1)
+    else:
+        show(result)
+
+
+def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Returns what a function returns in a fresh process, whose memory and warmth are its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Returns what a reader needs to know of this machine."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "amx": amx,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save_models(folder: Path, *, micro: bool) -> tuple[Path, Path]:
+    """Returns the checkpoints of both models: the bundled ones, or the default architectures with random weights."""
+    import torch
+    from clip.model import CLIP, convert_weights
+
+    from sam_utilities import build_sam2, find_config
+
+    if micro:
+        bundled = PROGRAM_DIR / "checkpoints"
+        return bundled / f"{MICRO_SAM2}.pt", bundled / f"{MICRO_CLIP}.pt"
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    sam_path, clip_path = folder / "sam2.1_hiera_large.pt", folder / "ViT-L-14-336px.pt"
+    torch.save({"model": build_sam2(find_config("sam2.1_hiera_l")).state_dict()}, sam_path)
+    model = CLIP(768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12)
+    model.logit_scale.data.fill_(4.6052)
+    convert_weights(model)  # half precision, as OpenAI's file
+    torch.save(model.state_dict(), clip_path)
+    return sam_path, clip_path
+
+
+def save_photos(folder: Path, sizes_wh: Sequence[tuple[int, int]], count: int) -> list[Path]:
+    """Returns JPEGs of scenes, their sizes in turn."""
+    folder.mkdir()
+    paths = [folder / f"{index:06}.jpg" for index in range(count)]
+    distinct = DISTINCT * len(sizes_wh)
+    for index, path in enumerate(paths):
+        if index < distinct:
+            size_wh = sizes_wh[index % len(sizes_wh)]
+            Image.fromarray(make_scene(SEED + index, size_wh, subject="any").image).save(path, quality=90)
+        else:
+            shutil.copyfile(paths[index % distinct], path)
+    return paths
+
+
+def matmul_peaks(device: str) -> dict[str, float]:
+    """Returns the highest FLOP/s of square matrix products, by precision."""
+    import torch
+
+    peaks = {}
+    for precision in DTYPES:
+        rates = []
+        for side in (8192, 16384) if device.startswith("cuda") else (2048, 3072, 4096):
+            one, other = (torch.randn(side, side, device=device).to(getattr(torch, DTYPES[precision])) for _ in "ab")
+            one @ other
+            for _ in range(4):
+                _wait(device)
+                began = time.perf_counter()
+                one @ other
+                _wait(device)
+                rates.append(2 * side**3 / (time.perf_counter() - began))
+        peaks[precision] = max(rates)
+    return peaks
+
+
+def count_flops(sam_path: Path, clip_path: Path) -> dict[str, int]:
+    """Returns the FLOPs of a photo in each image encoder, as their authors wrote them."""
+    import torch
+    from clip.model import build_model
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sam_utilities import build_sam2, config_name, find_config
+
+    sam = build_sam2(find_config(config_name(str(sam_path))))
+    clip_model = build_model(dict(torch.load(clip_path, map_location="cpu", weights_only=True))).float()
+    counts = {}
+    for stage, module, side in (
+        ("encoder", sam.image_encoder, sam.image_size),
+        ("CLIP", clip_model.visual, clip_model.visual.input_resolution),
+    ):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            module.to("meta")(torch.zeros(1, 3, side, side, device="meta"))
+        counts[stage] = counter.get_total_flops()
+    return counts
+
+
+def run_scripts(sam_path: Path, clip_path: Path, device: str, paths: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Returns the seconds a photo of both scripts, the careful one's by stage, and its peak memory."""
+    from benchmarks.sequential import Script
+
+    config = read_config(PROGRAM_DIR / "config.json")
+    prompts = get_prompts(config["prefixes"], config["items"], config["postfixes"])
+    output.mkdir()
+    script = Script(sam_path, clip_path, device)
+    features = script.random_text_features(len(prompts))
+    script.careful(paths[:1], output, features)  # warm
+    script.seconds.clear()
+    careful = script.careful(paths, output, features) / len(paths)
+    return {
+        "careful": careful,
+        "documents": careful + script.sample_prompts(prompts),
+        "stages": {name: seconds / len(paths) for name, seconds in script.seconds.items()},
+        "photos": len(paths),
+        "memory": _peak_memory(),
+    }
+
+
+def run_program(flags: Sequence[str], device: str) -> dict[str, Any]:
+    """Returns the seconds a photo of the program as it stands, by stage, and its peak memory."""
+    import torch
+
+    import main as program
+    from pipeline_utilities import measure_devices, stage_seconds
+
+    if device != "cpu":
+        measure_devices(torch.cuda.synchronize if device.startswith("cuda") else torch.mps.synchronize)
+    code = program.main(flags)
+    written = len((Path(flags[flags.index("-o") + 1]) / "metadata.jsonl").read_text().splitlines())
+    if not written:
+        raise SystemExit(f"the program wrote nothing and ended with {code}")
+    once = ("prompts",)
+    return {
+        "photos": written,
+        "stages": {name: seconds / (1 if name in once else written) for name, seconds in stage_seconds.items()},
+        "memory": _peak_memory(),
+        "gpu_memory": torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None,
+    }
+
+
+def time_start(photos: Path, output: Path) -> dict[str, float]:
+    """Returns the seconds of `--help`, the least of five, and those up to the first photo in place, of three."""
+    command = [sys.executable, str(PROGRAM_DIR / "main.py")]
+    helps, firsts = [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([*command, "--help"], check=True, capture_output=True)
+        helps.append(time.perf_counter() - began)
+    for _ in range(3):
+        shutil.rmtree(output, ignore_errors=True)
+        began = time.perf_counter()
+        with subprocess.Popen([*command, "--micro", "-i", str(photos), "-o", str(output), "--quiet"]) as process:
+            while not next(output.glob("*/*.png"), None):
+                time.sleep(0.01)
+            firsts.append(time.perf_counter() - began)
+            process.terminate()
+    return {"help": min(helps), "first_photo": min(firsts)}
+
+
+def derive(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns the ratios."""
+    stages, peak = result["program"]["stages"], result["peak"][result["precision"]]
+    seconds = stages["all photos"]
+    models = sum(stages.get(name, 0.0) for name in _MODEL_STAGES)
+    return {
+        "ratios": {
+            "documents / program": result["scripts"]["documents"] / seconds,
+            "careful script / program": result["scripts"]["careful"] / seconds,
+            "program / its models": seconds / models,
+            **{
+                f"{name} / its bound": stages[stage] * peak / result["flops"][stage] for stage, name in _BOUNDED.items()
+            },
+        },
+        "waiting": seconds - models,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the tables."""
+    console = Console()
+    amx = ", AMX" if result["amx"] else ""
+    console.print(
+        f"{result['processor']}, {result['cores']} cores{amx}; device {result['device']}; torch {result['torch']}; "
+        f"{result['models']} models in {result['precision']}",
+        highlight=False,
+    )
+    peaks = ", ".join(f"{name} {peak / 1e12:.2f} TFLOP/s" for name, peak in result["peak"].items())
+    console.print(f"matrix product's peak: {peaks}", highlight=False)
+    program, scripts = result["program"], result["scripts"]
+    seconds = program["stages"]["all photos"]
+
+    table = Table("a photo", "seconds", "photos/s", "program is faster by", "peak GB", title_justify="left")
+    table.add_row("documents' way (prompts sampled, scaled)", *_row(scripts["documents"], seconds), "")
+    table.add_row("careful script", *_row(scripts["careful"], seconds), f"{scripts['memory']:.2f}")
+    table.add_row("this program", *_row(seconds, seconds), f"{program['memory']:.2f}")
+    console.print(table)
+
+    table = Table("stage", "ms a photo", "where", "TFLOP/s", "of the peak", title_justify="left")
+    peak = result["peak"][result["precision"]]
+    for name in _MODEL_STAGES:
+        rate = result["flops"][name] / program["stages"][name] if name in _BOUNDED else None
+        figures = (f"{rate / 1e12:.2f}", f"{rate / peak:.0%}") if rate else ("", "")
+        table.add_row(name, f"{1e3 * program['stages'].get(name, 0.0):.1f}", "model", *figures)
+    for name in _OTHER_STAGES:
+        table.add_row(name, f"{1e3 * program['stages'].get(name, 0.0):.1f}", "threads beside it", "", "")
+    table.add_row("models waiting", f"{1e3 * result['waiting']:.1f}", "", "", "")
+    console.print(table)
+
+    for name, ratio in result["ratios"].items():
+        console.print(f"{name}: {ratio:.2f}", highlight=False)
+    console.print(
+        f"prompts: {program['prompts_cold']:.2f} s cold, {program['stages']['prompts']:.3f} s from the cache",
+        highlight=False,
+    )
+    if "start" in result:
+        start = result["start"]
+        console.print(f"--help {start['help']:.2f} s; first photo after {start['first_photo']:.1f} s", highlight=False)
+
+
+def _row(seconds: float, program_seconds: float) -> tuple[str, str, str]:
+    return f"{seconds:.3f}", f"{1 / seconds:.2f}", f"{seconds / program_seconds:.2f}"
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _peak_memory() -> float:
+    """Returns this process's largest resident set in GB so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+if __name__ == "__main__":
+    main()

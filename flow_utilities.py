@@ -1,0 +1,221 @@
+"""The stages that a photo passes, and how photos flow through them.
+
+Models take one batch at a time, in the calling thread; everything else runs in threads ahead of them. A stage takes
+photos from the one before it only when it is asked for its own, so that few are in memory at once; and while the
+models are busy with one batch, the threads have the next one decoded, and the last one cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from clip_utilities import ClipModel
+from dataset_utilities import PhotoFile
+from errors import NotAPhotoError, PhotoError
+from mask_utilities import paint_background, subject_mask
+from output_utilities import OutputFolder
+from photo_utilities import read_photo
+from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
+from prompt_utilities import Label
+from report_utilities import RunProgress
+from sam_utilities import Sam2, Segmentation, predict_sam2, to_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOGGER = logging.getLogger("sam2vit")
+
+
+@dataclass
+class Photo:
+    """A photo on its way through the program; each stage adds what it finds.
+
+    Attributes:
+        file: Where it lies.
+        image: (H, W, 3) uint8 RGB.
+        sam_pixels: The photo in SAM 2's frame, until SAM 2 has seen it.
+        segmentation: What SAM 2 says; None where the photo stays uncut.
+        mask: (H, W) bool, the subject; None where the photo stays uncut.
+        clip_pixels: The subject on white in CLIP's frame, until CLIP has seen it.
+        label: What CLIP says.
+        seconds: The models' time for its batches, divided by the photos in them.
+    """
+
+    file: PhotoFile
+    image: np.ndarray
+    sam_pixels: Tensor | None = None
+    segmentation: Segmentation | None = None
+    mask: np.ndarray | None = None
+    clip_pixels: Tensor | None = None
+    label: Label | None = None
+    seconds: float = 0.0
+
+
+# What reading a file comes to; None where its photo is done already.
+_Read = Photo | PhotoError | NotAPhotoError | None
+
+
+class ModelFunction(Protocol):
+    """What a model does with a batch: it returns the photos, with what it has found in them.
+
+    `fill` says how many photos the batch lacks; the model computes as many more, so that a photo's results have the
+    same last digits in any batch.
+    """
+
+    def __call__(self, photos: Sequence[Photo], *, fill: int) -> Sequence[Photo]:
+        """Returns the photos."""
+        ...
+
+
+class Flow:
+    """The flow of a run's photos; one that a stage fails on is recorded and goes no further.
+
+    Args:
+        output: Knows what is done and records failures.
+        progress: Counts what does not reach the end.
+        batch_size: Photos per model call.
+        threads: How many work at a stage that is no model's.
+    """
+
+    def __init__(self, output: OutputFolder, progress: RunProgress, *, batch_size: int, threads: int) -> None:
+        self._output, self._progress = output, progress
+        self._batch_size, self._threads = batch_size, threads
+
+    def read(self, files: Iterable[PhotoFile], sam2_model: Sam2 | None, *, limit: int | None) -> Iterator[Photo]:
+        """Yields the photos that are still to be done, decoded and in SAM 2's frame.
+
+        Files that can't be read are recorded as failures, files that hold no image are counted as skipped.
+
+        Args:
+            files: The files of the dataset.
+            sam2_model: Whose frame; None where photos stay uncut.
+            limit: End after so many photos, whether they are done, failed or new.
+        """
+
+        def read(file: PhotoFile) -> tuple[PhotoFile, _Read]:
+            return file, None if self._output.is_done(file) else _read_photo(file, sam2_model)
+
+        photos = 0
+        for file, outcome in map_ahead(read, files, threads=self._threads, ahead=self._batch_size + self._threads):
+            if isinstance(outcome, NotAPhotoError):
+                _LOGGER.info("%s: skipped: no image", file.source)
+                self._output.skipped += 1
+                self._progress.advance()
+                continue
+            photos += 1
+            if outcome is None:
+                self._progress.skip()
+            elif isinstance(outcome, PhotoError):
+                self._fail(file, outcome)
+            else:
+                yield outcome
+            if photos == limit:
+                return
+
+    def in_batches(self, photos: Iterable[Photo], function: ModelFunction, size: int | None = None) -> Iterator[Photo]:
+        """Yields the photos after a model's function, called in this thread with a batch at a time.
+
+        Args:
+            photos: From the stage before.
+            function: See `ModelFunction`.
+            size: Of a batch, where it is not that of the flow.
+        """
+        size = size or self._batch_size
+        for batch in in_batches(photos, size):
+            # Kept where a batch that is too large is halved, so that the halves are smaller.
+            filled = functools.partial(function, fill=size - len(batch))
+            outcomes = call_in_parts(filled, batch, lambda photo, error: _model_failure(photo.file, error))
+            yield from self._surviving(zip(batch, outcomes, strict=True))
+
+    def in_threads(self, photos: Iterable[Photo], function: Callable[[Photo], Photo]) -> Iterator[Photo]:
+        """Yields the photos, in order, after a function that threads call on them, about one batch ahead."""
+
+        def attempt(photo: Photo) -> tuple[Photo, Photo | PhotoError]:
+            try:
+                return photo, function(photo)
+            except PhotoError as error:
+                return photo, error
+            except Exception as error:  # as in a model: whatever one photo makes it raise is that photo's reason
+                return photo, _model_failure(photo.file, error)
+
+        ahead = self._batch_size + 1
+        yield from self._surviving(map_ahead(attempt, photos, threads=self._threads, ahead=ahead))
+
+    def _fail(self, file: PhotoFile, error: PhotoError) -> None:
+        _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
+        self._output.fail(file.source, error.reason, stage=error.stage)
+        self._progress.advance()
+
+    def _surviving(self, outcomes: Iterable[tuple[Photo, Photo | PhotoError]]) -> Iterator[Photo]:
+        for photo, outcome in outcomes:
+            if isinstance(outcome, PhotoError):
+                self._fail(photo.file, outcome)
+            else:
+                yield outcome
+
+
+def _read_photo(file: PhotoFile, sam2_model: Sam2 | None) -> _Read:
+    try:
+        with stage("decode"):
+            photo = Photo(file, read_photo(file.path))
+        if sam2_model is not None:
+            with stage("SAM 2 pixels"):
+                photo.sam_pixels = to_pixels(photo.image, sam2_model.image_size, sam2_model.device)
+    except (PhotoError, NotAPhotoError) as error:
+        return error
+    except Exception as error:
+        return _model_failure(file, error)
+    return photo
+
+
+def segment_photos(sam2_model: Sam2, margin: float, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
+    """Lets SAM 2 find the central subjects of a batch of photos."""
+    began = time.perf_counter()
+    images, pixels = [photo.image for photo in photos], [photo.sam_pixels for photo in photos]
+    segmentations = predict_sam2(images, sam2_model, margin, pixels=pixels, fill=fill)
+    seconds = (time.perf_counter() - began) / len(photos)
+    for photo, segmentation in zip(photos, segmentations, strict=True):
+        photo.segmentation, photo.sam_pixels = segmentation, None
+        photo.seconds += seconds
+    return photos
+
+
+def cut_photo(clip_model: ClipModel, photo: Photo, *, refine: bool) -> Photo:
+    """Cuts a photo's subject out and brings it on white, whatever the cut-out's background will be, into CLIP's frame.
+
+    A photo in which SAM 2 finds nothing is a failure: an empty cut-out is no member of any class.
+    """
+    view = photo.image
+    if photo.segmentation is not None:
+        with stage("mask"):
+            photo.mask = subject_mask(photo.image, photo.segmentation.mask_logits, refine=refine)
+            if not photo.mask.any():
+                raise PhotoError("no subject at the centre: SAM 2's mask is empty", stage="segment")
+            view = paint_background(photo.image, photo.mask)
+    with stage("CLIP pixels"):
+        photo.clip_pixels = clip_model.to_pixels(view)
+    return photo
+
+
+def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
+    """Lets CLIP choose the item of each photo of a batch."""
+    began = time.perf_counter()
+    labels = clip_model.process(pixels=[photo.clip_pixels for photo in photos], fill=fill)
+    seconds = (time.perf_counter() - began) / len(photos)
+    for photo, label in zip(photos, labels, strict=True):
+        photo.label, photo.clip_pixels = label, None
+        photo.seconds += seconds
+    return photos
+
+
+def _model_failure(file: PhotoFile, error: Exception) -> PhotoError:
+    _LOGGER.debug("%s", file.source, exc_info=error)  # the traceback, for the log
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return PhotoError(f"{type(error).__name__}: {reason}", stage="model")

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch.nn import functional
+
+import layer_utilities
+from layer_utilities import LayerNorm, Linear, attention, has_fused_linear
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+PRECISIONS = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "bf16"])
+
+
+def draw(*shape, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_a_linear_layer_is_torchs_own(dtype, activation, bias):
+    weight, x = draw(48, 32) / 6, draw(2, 5, 32)
+    offset = draw(48) if bias else None
+    expected = functional.linear(x, weight, offset)
+    expected = getattr(functional, activation)(expected) if activation else expected
+    layer = Linear(weight.to(dtype), offset if offset is None else offset.to(dtype), activation)
+    assert layer(x.to(dtype)).float() == pytest.approx(expected, abs=3 * TOLERANCE[dtype])
+
+
+@PRECISIONS
+def test_a_residual_is_added(dtype):
+    weight, bias, x, residual = draw(48, 32) / 6, draw(48), draw(2, 5, 32), draw(2, 5, 48)
+    layer = Linear(weight.to(dtype), bias.to(dtype))
+    result = layer.added_to(residual.to(dtype), x.to(dtype)).float()
+    assert result == pytest.approx(residual + functional.linear(x, weight, bias), abs=3 * TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(not has_fused_linear(), reason="no bf16 in oneDNN here")
+@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+def test_the_fused_layer_and_its_stand_in_agree(monkeypatch, activation):
+    weight, bias, x = draw(48, 32).bfloat16() / 6, draw(48).bfloat16(), draw(7, 32).bfloat16()
+    fused = Linear(weight, bias, activation)
+    monkeypatch.setattr(layer_utilities, "has_fused_linear", lambda: False)
+    plain = Linear(weight, bias, activation)
+    assert (fused._packed is not None, plain._packed is not None) == (True, False)
+    assert fused(x).float() == pytest.approx(plain(x).float(), abs=2e-2)
+    if activation is None:
+        residual = draw(7, 48).bfloat16()
+        assert fused.added_to(residual, x).float() == pytest.approx(plain.added_to(residual, x).float(), abs=4e-2)
+
+
+def test_a_torch_without_the_private_layer_is_noticed(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", type("Nothing", (), {})())
+    has_fused_linear.cache_clear()
+    assert not has_fused_linear()
+    monkeypatch.undo()
+    has_fused_linear.cache_clear()
+
+
+@PRECISIONS
+def test_layer_normalisation_is_torchs_own(dtype):
+    norm = torch.nn.LayerNorm(32, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = draw(4, 32)
+    assert LayerNorm(norm, dtype)(x.to(dtype)).float() == pytest.approx(norm(x).detach(), abs=2 * TOLERANCE[dtype])
+
+
+@PRECISIONS
+@pytest.mark.parametrize("scores_at_once", [1 << 26, 300], ids=["whole", "in parts"])
+@pytest.mark.parametrize("queries", [16, 7, 1])
+def test_attention_is_torchs_own(monkeypatch, dtype, scores_at_once, queries):
+    monkeypatch.setattr(layer_utilities, "_SCORES_AT_ONCE", scores_at_once)
+    q, k, v = draw(2, 4, queries, 8), draw(2, 4, 16, 8), draw(2, 4, 16, 8) + 1
+    expected = functional.scaled_dot_product_attention(q, k, v)
+    result = attention(*(each.to(dtype) for each in (q, k, v)))
+    assert result.shape == expected.shape
+    assert result.float() == pytest.approx(expected, abs=2 * TOLERANCE[dtype])
