@@ -83,7 +83,7 @@ def has_bf16(device: str) -> bool:
     return False
 
 
-def auto_batch_size(device: str, image_size: int) -> int:
+def auto_batch_size(device: str, image_size: int = 1024) -> int:
     """Returns how many photos go through the models in one call.
 
     On CUDA by memory: 32 from 64 GiB, 16 from 30 GiB, 8 from 14 GiB, else 4, for SAM 2.1 large at 1024 px. Elsewhere 1:

@@ -160,7 +160,9 @@ def select_machine(settings: Settings, photos: int) -> Machine:
             _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
     main_device = clip_device if settings.no_sam else device
     batch_size = settings.batch_size
-    if batch_size == "auto":
+    if batch_size == "auto" and settings.no_sam:
+        batch_size = auto_batch_size(main_device)
+    elif batch_size == "auto":
         config_path = find_config(settings.sam_config or config_name(settings.sam_model))
         batch_size = auto_batch_size(main_device, read_image_size(config_path))
     photos = min(photos, settings.limit or photos)

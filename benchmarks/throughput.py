@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -90,8 +91,12 @@ def main() -> None:
 
 def apart(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Returns what a function returns in a fresh process, whose memory and warmth are its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_ignore_warnings) as pool:
         return pool.submit(function, *arguments, **options).result()
+
+
+def _ignore_warnings() -> None:
+    warnings.simplefilter("ignore")  # of torch.jit's and pkg_resources' end, at every start
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -242,7 +247,8 @@ def time_start(photos: Path, output: Path) -> dict[str, float]:
     for _ in range(3):
         shutil.rmtree(output, ignore_errors=True)
         began = time.perf_counter()
-        with subprocess.Popen([*command, "--micro", "-i", str(photos), "-o", str(output), "--quiet"]) as process:
+        flags = ["--micro", "-i", str(photos), "-o", str(output), "--quiet"]
+        with subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL) as process:
             while not next(output.glob("*/*.png"), None):
                 time.sleep(0.01)
             firsts.append(time.perf_counter() - began)
@@ -282,13 +288,13 @@ def show(result: dict[str, Any]) -> None:
     program, scripts = result["program"], result["scripts"]
     seconds = program["stages"]["all photos"]
 
-    table = Table("a photo", "seconds", "photos/s", "program is faster by", "peak GB", title_justify="left")
+    table = Table("a photo", "seconds", "photos/s", "slower than the program", "peak GB")
     table.add_row("documents' way (prompts sampled, scaled)", *_row(scripts["documents"], seconds), "")
     table.add_row("careful script", *_row(scripts["careful"], seconds), f"{scripts['memory']:.2f}")
     table.add_row("this program", *_row(seconds, seconds), f"{program['memory']:.2f}")
     console.print(table)
 
-    table = Table("stage", "ms a photo", "where", "TFLOP/s", "of the peak", title_justify="left")
+    table = Table("stage", "ms a photo", "where", "TFLOP/s", "of the peak")
     peak = result["peak"][result["precision"]]
     for name in _MODEL_STAGES:
         rate = result["flops"][name] / program["stages"][name] if name in _BOUNDED else None

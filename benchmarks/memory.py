@@ -1,0 +1,68 @@
+"""Whether the program's memory grows with the number of photos: its resident set after 200 and after 2,000.
+
+python -m benchmarks.memory                     the bundled models on JPEGs of 640 x 480 and of 12 megapixels
+python -m benchmarks.memory --photos 20000      to wait longer
+
+Reads /proc, so it needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.throughput import save_photos
+from config_utilities import PROGRAM_DIR
+
+FIRST = 200  # photos, from which on memory should not grow
+_WINDOW = 50  # photos around a figure, whose largest resident set it is
+SIZES_WH = (*((640, 480),) * 24, (4000, 3000))
+
+
+def main() -> None:
+    """Runs the program and prints its resident set on the way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=2000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sam2vit-benchmark-") as folder:
+        photos, output = Path(folder, "photos"), Path(folder, "output")
+        save_photos(photos, SIZES_WH, arguments.photos)
+        samples = watch(photos, output)
+    marks = [FIRST, *range(500, arguments.photos, 500), arguments.photos]
+    figures = {mark: max(rss for done, rss in samples if mark - _WINDOW <= done <= mark) for mark in marks}
+    for mark, rss in figures.items():
+        print(f"after {mark:6} photos {rss / 1e6:8.1f} MB  {rss / figures[FIRST]:.3f}")
+
+
+def watch(photos: Path, output: Path) -> list[tuple[int, int]]:
+    """Returns (photos recorded, resident set in bytes), many times during a run of the program."""
+    command = [sys.executable, str(PROGRAM_DIR / "main.py"), "--micro", "--quiet", "-i", str(photos), "-o", str(output)]
+    samples = []
+    records = output / "metadata.jsonl"
+    position = done = 0
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            time.sleep(0.05)
+            if not records.exists():
+                continue
+            with records.open("rb") as file:
+                file.seek(position)
+                new = file.read()
+            position, done = position + len(new), done + new.count(b"\n")
+            try:
+                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError, IndexError):
+                break
+            samples.append((done, pages * os.sysconf("SC_PAGE_SIZE")))
+    if process.wait():
+        raise SystemExit(f"the program ended with {process.returncode}")
+    return samples
+
+
+if __name__ == "__main__":
+    main()
