@@ -36,30 +36,32 @@ def image_tower(visual: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class ImageTower(nn.Module):
-    """CLIP's vision transformer in one precision.
+    """CLIP's vision transformer.
 
     Args:
         visual: A `clip.model.VisionTransformer`; it is read, not changed.
-        dtype: Of weights and activations.
+        dtype: Of the blocks' products. The patches, the sum that runs through the blocks and the projection at the end,
+            together 1% of the work, are fp32: white rounded to bf16 alone moves probabilities by 0.02.
     """
 
     def __init__(self, visual: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
         self._stride = visual.conv1.stride
         for name, tensor in (
             ("_patch_weight", visual.conv1.weight),
             ("_class_embedding", visual.class_embedding),
             ("_positions", visual.positional_embedding),
         ):
-            self.register_buffer(name, tensor.detach().to(dtype))
-        self._norm_before, self._norm_after = LayerNorm(visual.ln_pre, dtype), LayerNorm(visual.ln_post, dtype)
+            self.register_buffer(name, tensor.detach().float())
+        self._norm_before, self._norm_after = (
+            LayerNorm(norm, torch.float32) for norm in (visual.ln_pre, visual.ln_post)
+        )
         self._blocks = nn.ModuleList(_Block(block, dtype) for block in visual.transformer.resblocks)
-        self._project = Linear(visual.proj.T.to(dtype).contiguous())
+        self._project = Linear(visual.proj.T.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Returns the features, (B, D) in the tower's precision and of any length, of (B, 3, n, n) pixels."""
-        x = functional.conv2d(pixels.to(self.dtype), self._patch_weight, stride=self._stride)
+        """Returns the features, (B, D) float32 of any length, of (B, 3, n, n) float32 pixels."""
+        x = functional.conv2d(pixels, self._patch_weight, stride=self._stride)
         x = x.flatten(2).transpose(1, 2)  # (B, positions, width)
         x = torch.cat([self._class_embedding.expand(len(x), 1, -1), x], dim=1) + self._positions
         x = self._norm_before(x)
@@ -71,24 +73,23 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer in one precision, over a tree of beginnings.
+    """CLIP's text transformer, over a tree of beginnings.
 
     Args:
         model: A `clip.model.CLIP`; it is read, not changed.
-        dtype: Of weights and activations; attention, small here, is fp32.
+        dtype: Of the blocks' products; all else is fp32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        self.dtype = dtype
         self.register_buffer("_tokens", model.token_embedding.weight.detach())
         self.register_buffer("_positions", model.positional_embedding.detach())
         self._blocks = nn.ModuleList(_Block(block, dtype) for block in model.transformer.resblocks)
-        self._norm_after = LayerNorm(model.ln_final, dtype)
-        self._project = Linear(model.text_projection.T.to(dtype).contiguous())
+        self._norm_after = LayerNorm(model.ln_final, torch.float32)
+        self._project = Linear(model.text_projection.T.float())
 
     def forward(self, tokens: np.ndarray) -> Tensor:
-        """Returns the features, (P, D) in the tower's precision and of any length, of (P, L) int64 tokens."""
+        """Returns the features, (P, D) float32 of any length, of (P, L) int64 tokens."""
         order = np.lexsort(tokens.T[::-1])  # prompts with the same beginning side by side
         parts = [
             self._encode(tokens[rows])
@@ -103,7 +104,6 @@ class TextTower(nn.Module):
         depths, ancestors = (torch.from_numpy(each).to(device) for each in (tree.depths, tree.ancestors))
         known = torch.arange(ancestors.shape[1], device=device) <= depths[:, None]  # (N, L)
         x = self._tokens[torch.from_numpy(tree.tokens).to(device)].float() + self._positions[depths].float()
-        x = x.to(self.dtype)
         for block in self._blocks:
             x = block.forward_tree(x, ancestors, known)
         x = x[torch.from_numpy(tree.ends).to(device)]
@@ -158,7 +158,7 @@ class _Block(nn.Module):
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self._heads = block.attn.num_heads
-        self._norm1, self._norm2 = LayerNorm(block.ln_1, dtype), LayerNorm(block.ln_2, dtype)
+        self._norm1, self._norm2 = (LayerNorm(norm, torch.float32, dtype) for norm in (block.ln_1, block.ln_2))
         weight, bias = block.attn.in_proj_weight.to(dtype), block.attn.in_proj_bias.to(dtype)
         width = weight.shape[1]
         self._queries = Linear(weight[:width], bias[:width])
@@ -196,7 +196,7 @@ class _Block(nn.Module):
             scores = (some[:, None] * k).sum(dim=-1) * some.shape[-1] ** -0.5
             weights = scores.masked_fill(~there[..., None], -torch.inf).softmax(dim=1)  # (n, L, heads)
             attended.append((weights[..., None] * v).sum(dim=1).flatten(1))
-        return self._finish(x, torch.cat(attended).to(x.dtype))
+        return self._finish(x, torch.cat(attended).to(normalised.dtype))
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self._project.added_to(x, attended)

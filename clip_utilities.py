@@ -115,7 +115,7 @@ class ClipModel:
         pixels = pixels or [self.to_pixels(image) for image in images]
         with torch.inference_mode(), stage("CLIP", synchronize=True):
             batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
-            features = self._image_tower(batch)[: len(pixels)].float()
+            features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
             features /= features.norm(dim=-1, keepdim=True)
             prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
             ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)

@@ -13,6 +13,8 @@ Purpose = Literal["SAM 2", "CLIP"]
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # as torch names them
 
+_BF16_FROM = 512  # pixels
+
 _COMPILED_FROM = 15_000  # photos
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -59,10 +61,16 @@ def select_device(device: str, *, purpose: Purpose) -> str:
     return named
 
 
-def select_precision(precision: str, device: str) -> Literal["fp32", "bf16"]:
-    """Returns the precision for a device; `auto` is bf16 where its hardware multiplies bf16, else fp32."""
+def select_precision(precision: str, device: str, image_size: int = 1024) -> Literal["fp32", "bf16"]:
+    """Returns the precision for a model on a device.
+
+    Args:
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the hardware multiplies it and the model has something to gain.
+        device: As torch names it.
+        image_size: Side of the model's frame in pixels; at 256 px SAM 2's products are so small that fp32 is as fast.
+    """
     if precision == "auto":
-        return "bf16" if has_bf16(device) else "fp32"
+        return "bf16" if has_bf16(device) and image_size >= _BF16_FROM else "fp32"
     return "bf16" if precision == "bf16" else "fp32"
 
 

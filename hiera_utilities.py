@@ -38,7 +38,7 @@ class HieraEncoder(nn.Module):
 
     Args:
         sam2_model: A `sam2.modeling.sam2_base.SAM2Base`; its image encoder is read, not changed.
-        dtype: Of the trunk. The neck, 1% of the work, stays in fp32.
+        dtype: Of the trunk's blocks. The patches and the neck, 1% of the work, stay in fp32.
     """
 
     def __init__(self, sam2_model: Any, dtype: torch.dtype = torch.float32) -> None:
@@ -48,11 +48,11 @@ class HieraEncoder(nn.Module):
         self.dtype = dtype
         patches = trunk.patch_embed.proj
         self._stride, self._padding = patches.stride, patches.padding
-        self.register_buffer("_patch_weight", patches.weight.detach().to(dtype))
-        self.register_buffer("_patch_bias", patches.bias.detach().to(dtype))
+        self.register_buffer("_patch_weight", patches.weight.detach())
+        self.register_buffer("_patch_bias", patches.bias.detach())
         side = sam2_model.image_size // patches.stride[0]
         with torch.no_grad():
-            self.register_buffer("_positions", trunk._get_pos_embed((side, side)).to(dtype).contiguous())
+            self.register_buffer("_positions", trunk._get_pos_embed((side, side)).contiguous())
         self._blocks = nn.ModuleList(_Block(block, dtype) for block in trunk.blocks)
         self._stage_ends = frozenset(trunk.stage_ends)
 
@@ -67,9 +67,9 @@ class HieraEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the tensors of `Features`, coarse, fine and middle, from (B, 3, S, S) normalised pixels."""
-        pixels = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         x = functional.conv2d(pixels, self._patch_weight, self._patch_bias, self._stride, self._padding)
-        x = x.permute(0, 2, 3, 1) + self._positions  # NCHW -> NHWC
+        x = (x.permute(0, 2, 3, 1) + self._positions).to(self.dtype)  # NCHW -> NHWC
         x = x[:, None, None]  # one window
         levels = []
         for index, block in enumerate(self._blocks):

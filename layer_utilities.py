@@ -26,8 +26,8 @@ _ACTIVATIONS: dict[Activation | None, Callable[[Tensor], Tensor]] = {
 
 _ROWS = 1024  # rows of x that oneDNN packs for; it takes any other number, too
 
-# Scores that one attention product holds at once, 128 MiB in bf16; smaller parts cost speed, larger ones only memory.
-_SCORES_AT_ONCE = 1 << 26
+# Scores that one attention product holds at once, 64 MiB in bf16; smaller parts cost speed, larger ones only memory.
+_SCORES_AT_ONCE = 1 << 25
 
 _CUDA_GRID = 65_535  # attention problems that one CUDA kernel call takes (pytorch #142228)
 
@@ -57,9 +57,9 @@ class Linear(nn.Module):
 
     def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Returns residual + x W^T + b, in one pass where that is possible."""
-        if self._packed is not None:
+        if self._packed is not None and residual.dtype == x.dtype:
             return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
-        return residual + functional.linear(x, self._weight, self._bias)
+        return residual + self(x)
 
 
 def _packed(weight: Tensor) -> Tensor | None:
@@ -85,17 +85,23 @@ def has_fused_linear() -> bool:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation in a given precision, of the weights of another."""
+    """Layer normalisation.
 
-    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+    Args:
+        norm: Its weights.
+        dtype: Of what comes in.
+        result: Of what comes out.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype, result: torch.dtype | None = None) -> None:
         super().__init__()
-        self._shape, self._eps = norm.normalized_shape, norm.eps
+        self._shape, self._eps, self._result = norm.normalized_shape, norm.eps, result or dtype
         self.register_buffer("_weight", norm.weight.detach().to(dtype))
         self.register_buffer("_bias", norm.bias.detach().to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x normalised over its last axis; the statistics are fp32 in any precision."""
-        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps)
+        return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._result)
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

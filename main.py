@@ -160,16 +160,16 @@ def select_machine(settings: Settings, photos: int) -> Machine:
             _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
     main_device = clip_device if settings.no_sam else device
     batch_size = settings.batch_size
-    if batch_size == "auto" and settings.no_sam:
-        batch_size = auto_batch_size(main_device)
-    elif batch_size == "auto":
-        config_path = find_config(settings.sam_config or config_name(settings.sam_model))
-        batch_size = auto_batch_size(main_device, read_image_size(config_path))
+    image_size = 1024
+    if not settings.no_sam:
+        image_size = read_image_size(find_config(settings.sam_config or config_name(settings.sam_model)))
+    if batch_size == "auto":
+        batch_size = auto_batch_size(main_device, image_size)
     photos = min(photos, settings.limit or photos)
     clip_precision = select_precision(settings.precision, clip_device)
     return Machine(
         device=device,
-        precision=select_precision(settings.precision, device),
+        precision=select_precision(settings.precision, device, image_size),
         clip_device=clip_device,
         clip_precision=clip_precision,
         batch_size=batch_size,

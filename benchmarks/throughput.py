@@ -79,7 +79,7 @@ def main() -> None:
         cold = apart(run_program, [*flags, "--limit", "1"], device)
         result["program"] = apart(run_program, [*flags, "--overwrite"], device)
         result["program"]["prompts_cold"] = cold["stages"]["prompts"]
-        result["precision"] = select_precision(arguments.precision, device)
+        result["precision"] = select_precision(arguments.precision, device, 256 if micro else 1024)
         if micro:
             result["start"] = time_start(root / "photos", root / "start")
     result |= derive(result)

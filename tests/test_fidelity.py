@@ -22,41 +22,59 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def results(images, prompts, cars):
-    """The masks and labels of all images, by precision."""
-    by_precision = {}
-    for precision in ("fp32", "bf16"):
-        sam2_model = load_sam2(MICRO_SAM2, precision=precision)
-        clip_model = ClipModel(MICRO_CLIP, items=cars["items"], prompts=prompts, precision=precision)
-        masks = []
+def models(prompts, cars):
+    """Both models, by precision."""
+    return {
+        precision: (
+            load_sam2(MICRO_SAM2, precision=precision),
+            ClipModel(MICRO_CLIP, items=cars["items"], prompts=prompts, precision=precision),
+        )
+        for precision in ("fp32", "bf16")
+    }
+
+
+@pytest.fixture(scope="module")
+def masks(images, models):
+    """The masks of all images, by precision."""
+    found = {"fp32": [], "bf16": []}
+    for precision, (sam2_model, _) in models.items():
         for index in range(0, len(images), 8):
             batch = images[index : index + 8]
             for image, segmentation in zip(batch, predict_sam2(batch, sam2_model), strict=True):
-                masks.append(full_size_mask(segmentation.mask_logits, image.shape[:2]))
-        views = [paint_background(image, mask) for image, mask in zip(images, masks, strict=True)]
-        by_precision[precision] = masks, [clip_model.process([view])[0] for view in views]
-    return by_precision
+                found[precision].append(full_size_mask(segmentation.mask_logits, image.shape[:2]))
+    return found
 
 
-def test_bf16_finds_the_masks_of_fp32(results):
-    (exact, _), (rounded, _) = results["fp32"], results["bf16"]
-    ious = [iou(one, other) for one, other in zip(exact, rounded, strict=True) if one.any()]
-    assert len(ious) > 0.95 * len(exact)
+def label_all(images, masks, clip_model):
+    views = [paint_background(image, mask) for image, mask in zip(images, masks, strict=True)]
+    return [clip_model.process([view])[0] for view in views]
+
+
+def test_bf16_finds_the_masks_of_fp32(masks):
+    pairs = list(zip(masks["fp32"], masks["bf16"], strict=True))
+    assert any((one != other).any() for one, other in pairs)  # it is not fp32 under another name
+    ious = [iou(one, other) for one, other in pairs if one.any()]
+    assert len(ious) > 0.95 * len(pairs)
     assert np.mean(ious) >= 0.995
     assert np.min(ious) >= 0.98
 
 
-def test_bf16_is_not_fp32_under_another_name(results):
-    (exact, _), (rounded, _) = results["fp32"], results["bf16"]
-    assert any((one != other).any() for one, other in zip(exact, rounded, strict=True))
+def test_bf16_gives_the_labels_of_fp32_on_the_same_cut_outs(images, masks, models):
+    exact, rounded = (label_all(images, masks["fp32"], models[precision][1]) for precision in ("fp32", "bf16"))
+    pairs = list(zip(exact, rounded, strict=True))
+    assert np.mean([one.item == other.item for one, other in pairs]) >= 0.995
+    for one, other in pairs:
+        assert one.probability == pytest.approx(other.probability, abs=0.02)
+        theirs = dict(other.top_items)  # five; the last may be another of equals
+        for item, probability in one.top_items[:3]:
+            assert probability == pytest.approx(theirs[item], abs=0.02)
 
 
-def test_bf16_gives_the_labels_of_fp32(results):
-    (_, exact), (_, rounded) = results["fp32"], results["bf16"]
+def test_bf16_gives_the_labels_of_fp32_from_photo_to_item(images, masks, models):
+    exact, rounded = (label_all(images, masks[precision], models[precision][1]) for precision in ("fp32", "bf16"))
     pairs = list(zip(exact, rounded, strict=True))
     assert np.mean([one.item == other.item for one, other in pairs]) >= 0.995
     assert max(abs(one.probability - other.probability) for one, other in pairs) <= 0.02
-    assert (
-        max(abs(one.item_probability - other.item_probability) for one, other in pairs if one.item == other.item)
-        <= 0.02
-    )
+    # Of a subject between two colours, ten pixels more of white may move an item by 0.02, in any precision.
+    within = [abs(one.item_probability - other.item_probability) <= 0.02 for one, other in pairs]
+    assert np.mean(within) >= 0.99

@@ -85,7 +85,7 @@ def test_the_whole_job(run, photos, sam2_checkpoint, tmp_path):
     assert records["berlin/x/d.png"]["file_name"] == f"{records['berlin/x/d.png']['label']}/berlin/x/d.png"
     assert rows(tmp_path / "out" / "failures.jsonl") == []
 
-    sam2_model = load_sam2(str(sam2_checkpoint), precision=select_precision("auto", "cpu"))
+    sam2_model = load_sam2(str(sam2_checkpoint), precision=select_precision("auto", "cpu", 256))
     for source, row in records.items():
         image = read_photo(photos / source)
         [segmentation] = predict_sam2([image], sam2_model)
