@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Literal
 
 from errors import DeviceError
@@ -31,6 +32,17 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def leave_cores_to_threads(devices: Iterable[str]) -> None:
+    """Lets an operation on the CPU use one core, where no model runs there: the threads beside the models have many.
+
+    Else each of eight threads that enlarge a mask would start a team of as many workers as there are cores.
+    """
+    import torch
+
+    if "cpu" not in devices:
+        torch.set_num_threads(1)
 
 
 def available_devices() -> list[str]:

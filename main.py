@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, console: Console) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
     from dataset_utilities import find_photos
-    from device_utilities import keep_freed_memory
+    from device_utilities import keep_freed_memory, leave_cores_to_threads
     from flow_utilities import Flow, cut_photo, label_photos, segment_photos
     from output_utilities import OutputFolder
     from pipeline_utilities import stage
@@ -75,6 +75,7 @@ def run(settings: Settings, console: Console) -> int:
     _seed_everything(settings.seed)
     keep_freed_memory()
     machine = select_machine(settings, files)
+    leave_cores_to_threads([machine.device, machine.clip_device])
     print_facts(console, _facts(settings, machine, files))
 
     began = time.monotonic()

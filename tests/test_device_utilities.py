@@ -1,7 +1,19 @@
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from device_utilities import auto_batch_size, available_devices, has_bf16, select_device, select_precision
+from config_utilities import PROGRAM_DIR
+from device_utilities import (
+    auto_batch_size,
+    auto_compile,
+    available_devices,
+    has_bf16,
+    select_device,
+    select_precision,
+)
 from errors import DeviceError
 
 
@@ -86,3 +98,58 @@ def test_the_batch_follows_the_memory_of_the_gpu(machine, gibibytes, size):
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_elsewhere_photos_go_one_by_one_unless_they_are_small(device, image_size, size):
     assert auto_batch_size(device, image_size) == size
+
+
+@pytest.mark.parametrize(
+    ("precision", "image_size", "chosen"),
+    [("auto", 1024, "bf16"), ("auto", 256, "fp32"), ("bf16", 256, "bf16"), ("fp32", 1024, "fp32")],
+)
+def test_a_small_frame_gains_nothing_by_bf16(machine, precision, image_size, chosen):
+    machine(cuda=1)
+    assert select_precision(precision, "cuda:0", image_size) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "photos", "pays"), [("cuda:0", 15_000, True), ("cuda:0", 14_999, False), ("cpu", 10**9, False)]
+)
+def test_compiling_pays_for_many_photos_on_a_gpu(device, photos, pays):
+    assert auto_compile(device, photos) == pays
+
+
+FAULTS = """
+import resource, sys, torch
+from device_utilities import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def touch():
+    torch.ones(16, 1024, 1024)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's switch")
+def test_freed_memory_is_used_again_without_new_pages():
+    faults = {}
+    for mode in ("kept", "handed back"):
+        result = subprocess.run(
+            [sys.executable, "-c", FAULTS, mode], cwd=PROGRAM_DIR, capture_output=True, text=True, check=True
+        )
+        faults[mode] = int(result.stdout)
+    assert faults["kept"] < 0.05 * faults["handed back"]
+
+
+@pytest.mark.parametrize(("devices", "threads"), [(["cuda:0", "cuda:0"], 1), (["mps", "cpu"], 2)], ids=["GPU", "CPU"])
+def test_operations_take_one_core_where_no_model_runs_on_the_cpu(devices, threads):
+    code = f"import torch, device_utilities as d; torch.set_num_threads(2); d.leave_cores_to_threads({devices})"
+    result = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(torch.get_num_threads())"],
+        cwd=PROGRAM_DIR,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(result.stdout) == threads
