@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layer_utilities import LayerNorm, Linear, attention
+from layer_utilities import LayerNorm, Linear, attention, row_by_row
 
 _QUICK_GELU = 1.702
 
@@ -69,7 +69,7 @@ class ImageTower(nn.Module):
         for block in blocks:
             x = block(x, x)
         x = last(x[:, :1], x)
-        return self._project(self._norm_after(x[:, 0]))
+        return row_by_row(self._project, self._norm_after(x[:, 0]))
 
 
 class TextTower(nn.Module):

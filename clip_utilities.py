@@ -135,7 +135,9 @@ class ClipModel:
         return self._transform(Image.fromarray(centre))
 
     def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
-        logits = self._logit_scale * image_features @ text_features.T
+        from layer_utilities import row_by_row
+
+        logits = row_by_row(lambda row: row @ text_features.T, self._logit_scale * image_features)
         return logits.softmax(dim=-1).cpu().numpy()
 
     def _get_text_features(self, tokens: Tensor, model: Any, precision: str, cache: Path) -> Tensor:

@@ -104,6 +104,15 @@ class LayerNorm(nn.Module):
         return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._result)
 
 
+def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Returns function(x), (B, N), computed for each row of (B, K) alone.
+
+    MKL's fp32 products of few rows differ in the last digit with a row's place among them; so a photo's result would
+    depend on its neighbours in the batch, and a resumed run differ from one that was never stopped.
+    """
+    return torch.cat([function(row) for row in x.split(1)])
+
+
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, (B, H, Nq, D), of (B, H, Nq, D) queries and (B, H, Nk, D) keys and values.
 

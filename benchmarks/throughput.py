@@ -261,6 +261,7 @@ def derive(result: dict[str, Any]) -> dict[str, Any]:
     stages, peak = result["program"]["stages"], result["peak"][result["precision"]]
     seconds = stages["all photos"]
     models = sum(stages.get(name, 0.0) for name in _MODEL_STAGES)
+    bound = sum(result["flops"].values()) / peak
     return {
         "ratios": {
             "documents / program": result["scripts"]["documents"] / seconds,
@@ -269,6 +270,8 @@ def derive(result: dict[str, Any]) -> dict[str, Any]:
             **{
                 f"{name} / its bound": stages[stage] * peak / result["flops"][stage] for stage, name in _BOUNDED.items()
             },
+            "documents / both encoders at the peak": result["scripts"]["documents"] / bound,
+            "careful script / both encoders at the peak": result["scripts"]["careful"] / bound,
         },
         "waiting": seconds - models,
     }
