@@ -18,7 +18,7 @@ _BF16_FROM = 512  # pixels
 
 _COMPILED_FROM = 15_000  # photos
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -32,6 +32,7 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_ARENA_MAX, 1)  # what one thread leaves, the others use, too
 
 
 def leave_cores_to_threads(devices: Iterable[str]) -> None:

@@ -98,7 +98,7 @@ def run(settings: Settings, console: Console) -> int:
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
             flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads())
             photos = flow.read(files_found, sam2_model, limit=settings.limit)
-            if sam2_model is not None:
+            if sam2_model is not None:  # predict_sam2() cuts them out, ClipModel.process() labels them
                 photos = flow.in_batches(photos, functools.partial(segment_photos, sam2_model, settings.margin))
             photos = flow.in_threads(photos, functools.partial(cut_photo, clip_model, refine=settings.refine))
             photos = flow.in_batches(photos, functools.partial(label_photos, clip_model), machine.clip_batch_size)

@@ -79,7 +79,10 @@ def main() -> None:
         cold = apart(run_program, [*flags, "--limit", "1"], device)
         result["program"] = apart(run_program, [*flags, "--overwrite"], device)
         result["program"]["prompts_cold"] = cold["stages"]["prompts"]
-        result["precision"] = select_precision(arguments.precision, device, 256 if micro else 1024)
+        result["precision"] = {
+            "encoder": select_precision(arguments.precision, device, 256 if micro else 1024),
+            "CLIP": select_precision(arguments.precision, select_device(arguments.device, purpose="CLIP")),
+        }
         if micro:
             result["start"] = time_start(root / "photos", root / "start")
     result |= derive(result)
@@ -258,18 +261,17 @@ def time_start(photos: Path, output: Path) -> dict[str, float]:
 
 def derive(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the ratios."""
-    stages, peak = result["program"]["stages"], result["peak"][result["precision"]]
+    stages = result["program"]["stages"]
+    bounds = {name: flops / result["peak"][result["precision"][name]] for name, flops in result["flops"].items()}
     seconds = stages["all photos"]
     models = sum(stages.get(name, 0.0) for name in _MODEL_STAGES)
-    bound = sum(result["flops"].values()) / peak
+    bound = sum(bounds.values())
     return {
         "ratios": {
             "documents / program": result["scripts"]["documents"] / seconds,
             "careful script / program": result["scripts"]["careful"] / seconds,
             "program / its models": seconds / models,
-            **{
-                f"{name} / its bound": stages[stage] * peak / result["flops"][stage] for stage, name in _BOUNDED.items()
-            },
+            **{f"{name} / its bound": stages[stage] / bounds[stage] for stage, name in _BOUNDED.items()},
             "documents / both encoders at the peak": result["scripts"]["documents"] / bound,
             "careful script / both encoders at the peak": result["scripts"]["careful"] / bound,
         },
@@ -283,7 +285,7 @@ def show(result: dict[str, Any]) -> None:
     amx = ", AMX" if result["amx"] else ""
     console.print(
         f"{result['processor']}, {result['cores']} cores{amx}; device {result['device']}; torch {result['torch']}; "
-        f"{result['models']} models in {result['precision']}",
+        f"{result['models']} models, SAM 2 in {result['precision']['encoder']}, CLIP in {result['precision']['CLIP']}",
         highlight=False,
     )
     peaks = ", ".join(f"{name} {peak / 1e12:.2f} TFLOP/s" for name, peak in result["peak"].items())
@@ -298,8 +300,8 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
 
     table = Table("stage", "ms a photo", "where", "TFLOP/s", "of the peak")
-    peak = result["peak"][result["precision"]]
     for name in _MODEL_STAGES:
+        peak = result["peak"][result["precision"].get(name, "fp32")]
         rate = result["flops"][name] / program["stages"][name] if name in _BOUNDED else None
         figures = (f"{rate / 1e12:.2f}", f"{rate / peak:.0%}") if rate else ("", "")
         table.add_row(name, f"{1e3 * program['stages'].get(name, 0.0):.1f}", "model", *figures)

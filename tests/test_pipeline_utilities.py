@@ -2,7 +2,8 @@ import threading
 
 import pytest
 
-from pipeline_utilities import call_in_parts, in_batches, map_ahead
+import pipeline_utilities
+from pipeline_utilities import call_in_parts, in_batches, map_ahead, measure_devices, stage
 
 
 def test_results_come_in_order_though_threads_finish_out_of_order():
@@ -81,3 +82,31 @@ def test_an_interrupt_is_no_failure_of_a_photo():
 
     with pytest.raises(KeyboardInterrupt):
         call_in_parts(interrupted, [1, 2], lambda *_: None)
+
+
+def test_a_stage_adds_up_over_threads():
+    pipeline_utilities.stage_seconds.clear()
+
+    def work():
+        with stage("work"):
+            threading.Event().wait(0.01)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pipeline_utilities.stage_seconds["work"] >= 0.04
+
+
+def test_a_stage_of_a_device_waits_for_it_where_that_is_measured(monkeypatch):
+    waited = []
+    monkeypatch.setattr(pipeline_utilities, "_wait_for_devices", None)
+    for measured in (False, True):
+        if measured:
+            measure_devices(lambda: waited.append("waited"))
+        with stage("encoder", synchronize=True):
+            pass
+        with stage("decode"):
+            pass
+    assert waited == ["waited"]

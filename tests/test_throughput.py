@@ -27,8 +27,8 @@ def test_the_benchmark_runs_from_end_to_end():
 
 def test_ratios_are_those_of_the_figures():
     result = {
-        "precision": "bf16",
-        "peak": {"bf16": 100.0},
+        "precision": {"encoder": "bf16", "CLIP": "fp32"},
+        "peak": {"bf16": 100.0, "fp32": 100.0},
         "flops": {"encoder": 150, "CLIP": 50},
         "scripts": {"documents": 90.0, "careful": 12.0},
         "program": {"stages": {"all photos": 4.4, "encoder": 3.0, "decoder": 0.5, "CLIP": 0.5}},
