@@ -122,10 +122,13 @@ def auto_batch_size(device: str, image_size: int = 1024) -> int:
     return next((size for least, size in ((64, 32), (30, 16), (14, 8)) if gibibytes >= least), 4)
 
 
-def auto_compile(device: str, photos: int) -> bool:
-    """Returns whether compiling the models pays: on CUDA, for many photos.
+def select_compile(compile_models: str, device: str, photos: int) -> bool:
+    """Returns whether torch compiles the models first: on CUDA, for `on`, or for `auto` and many photos.
 
     Published gains are 20 to 41% for SAM 2's encoder and 22% for CLIP's (timm's benchmarks); at 50 photos/s that wins
-    a minute back in 15,000 photos, and compiling takes one or more. On a CPU it took minutes and gained nothing.
+    a minute back in 15,000 photos, and compiling takes one or more. On a CPU it took minutes and gained nothing, and
+    weights that oneDNN has packed can't be compiled.
     """
-    return device.startswith("cuda") and photos >= _COMPILED_FROM
+    if not device.startswith("cuda") or compile_models == "off":
+        return False
+    return compile_models == "on" or photos >= _COMPILED_FROM

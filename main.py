@@ -150,7 +150,7 @@ class Machine:
 
 def select_machine(settings: Settings, photos: int) -> Machine:
     """Returns the devices that the settings name, or the best of this machine for so many photos."""
-    from device_utilities import auto_batch_size, auto_compile, has_bf16, select_device, select_precision
+    from device_utilities import auto_batch_size, has_bf16, select_compile, select_device, select_precision
     from sam_utilities import config_name, find_config, read_image_size
 
     device = select_device(settings.device, purpose="SAM 2")
@@ -159,6 +159,8 @@ def select_machine(settings: Settings, photos: int) -> Machine:
     if settings.precision == "bf16":
         for slow in sorted(each for each in used if not has_bf16(each)):
             _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
+    if settings.compile == "on" and not any(each.startswith("cuda") for each in used):
+        _LOGGER.warning("--compile on: has no effect without CUDA; on a CPU compiled models were slower")
     main_device = clip_device if settings.no_sam else device
     batch_size = settings.batch_size
     image_size = 1024
@@ -176,7 +178,7 @@ def select_machine(settings: Settings, photos: int) -> Machine:
         batch_size=batch_size,
         # MKL's fp32 products of few rows differ in the last digit with a row's place in the batch.
         clip_batch_size=1 if (clip_device, clip_precision) == ("cpu", "fp32") else batch_size,
-        compiled=auto_compile(main_device, photos) if settings.compile == "auto" else settings.compile == "on",
+        compiled=select_compile(settings.compile, main_device, photos),
     )
 
 
@@ -192,7 +194,7 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, Clip
         prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
         decision=settings.decision,
         precision=machine.clip_precision,
-        compiled=machine.compiled,
+        compiled=machine.compiled and machine.clip_device.startswith("cuda"),
         show_progress=not settings.quiet,
     )
     if settings.no_sam:
@@ -347,7 +349,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
     what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
     flag("--precision", choices=get_args(Precision), help=what)
-    what = "let torch compile the models first, some minutes that a long run on a GPU wins back; auto does so there"
+    what = "let torch compile the models on CUDA first, some minutes that a long run wins back; auto does so then"
     flag("--compile", choices=get_args(Compile), help=f"{what} (default: {default.compile})")
     what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
     flag("--batch-size", type=_batch_size, metavar="N", help=what)

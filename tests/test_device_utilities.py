@@ -8,9 +8,9 @@ import torch
 from config_utilities import PROGRAM_DIR
 from device_utilities import (
     auto_batch_size,
-    auto_compile,
     available_devices,
     has_bf16,
+    select_compile,
     select_device,
     select_precision,
 )
@@ -110,10 +110,18 @@ def test_a_small_frame_gains_nothing_by_bf16(machine, precision, image_size, cho
 
 
 @pytest.mark.parametrize(
-    ("device", "photos", "pays"), [("cuda:0", 15_000, True), ("cuda:0", 14_999, False), ("cpu", 10**9, False)]
+    ("wanted", "device", "photos", "compiled"),
+    [
+        ("auto", "cuda:0", 15_000, True),
+        ("auto", "cuda:0", 14_999, False),
+        ("on", "cuda:0", 1, True),
+        ("off", "cuda:0", 10**9, False),
+        ("auto", "cpu", 10**9, False),
+        ("on", "cpu", 10**9, False),
+    ],
 )
-def test_compiling_pays_for_many_photos_on_a_gpu(device, photos, pays):
-    assert auto_compile(device, photos) == pays
+def test_models_are_compiled_for_many_photos_on_a_gpu(wanted, device, photos, compiled):
+    assert select_compile(wanted, device, photos) == compiled
 
 
 FAULTS = """

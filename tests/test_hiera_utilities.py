@@ -66,6 +66,15 @@ def test_the_default_model_keeps_its_windows_from_one_block_to_the_next(monkeypa
     assert moved == [(128, 8), (2, 16)]
 
 
+def test_torch_can_compile_the_encoder_whole():
+    encoder = HieraEncoder(build("sam2.1_hiera_micro"))
+    pixels = torch.randn(2, 3, 256, 256)
+    compiled = torch.compile(encoder, dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for mine, eager in zip(compiled(pixels), encoder(pixels), strict=True):
+            assert relative_error(mine, eager) < 1e-5
+
+
 def test_the_model_is_left_as_it_was():
     model = build("sam2.1_hiera_micro")
     before = {key: value.clone() for key, value in model.state_dict().items()}
