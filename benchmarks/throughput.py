@@ -79,6 +79,7 @@ def main() -> None:
         cold = apart(run_program, [*flags, "--limit", "1"], device)
         result["program"] = apart(run_program, [*flags, "--overwrite"], device)
         result["program"]["prompts_cold"] = cold["stages"]["prompts"]
+        result["program"]["memory"] = max(cold["memory"], result["program"]["memory"])
         result["precision"] = {
             "encoder": select_precision(arguments.precision, device, 256 if micro else 1024),
             "CLIP": select_precision(arguments.precision, select_device(arguments.device, purpose="CLIP")),
