@@ -29,7 +29,6 @@ _PIXEL_STD = (0.229, 0.224, 0.225)
 
 _LOGIT_LIMIT = 32.0  # SAM2ImagePredictor clamps the logits that it hands back as a mask prompt
 
-
 # Where bf16 alone could turn a choice among masks over: with the micro model logits near 0 came out 0.2% of their
 # standard deviation off (0.3% on one photo in ten), IoU predictions less than 0.0026 in 99 of 100. Photos where less
 # than this decides, between masks that differ, are done again in fp32; of 1,200 scenes no other mask fell below an
@@ -141,13 +140,13 @@ def load_sam2(
             f'{path}: not a SAM 2 checkpoint: its weights must stand under the key "model", as in Meta\'s files'
         )
     with _without_random_weights():
-        model = build_sam2(config_path)
+        metas_model = build_sam2(config_path)
     checkpoint_utilities.load_matching(
-        model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
+        metas_model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
     )
-    model.eval().requires_grad_(requires_grad=False).to(device)
+    metas_model.eval().requires_grad_(requires_grad=False).to(device)
     try:
-        sam2_model = Sam2.from_model(model, precision)
+        sam2_model = Sam2.from_model(metas_model, precision)
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"--sam-config {config_path}: {error}") from None
     if compiled:
@@ -346,7 +345,6 @@ def doubtful_choices(candidates: Tensor, iou_predictions: Tensor, mask_decoder: 
 
     delta, least = mask_decoder.dynamic_multimask_stability_delta, mask_decoder.dynamic_multimask_stability_thresh
     single = candidates[:, 0].flatten(1)
-
     doubt = (_LOGIT_DOUBT * single.std(dim=1)).clamp(max=0.9 * delta)
 
     def stable(delta: Tensor) -> Tensor:

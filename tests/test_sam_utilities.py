@@ -183,6 +183,14 @@ def test_a_clip_checkpoint_is_no_sam_2(clip_checkpoint):
         load_sam2(str(clip_checkpoint), "sam2.1_hiera_micro")
 
 
+def test_another_feature_pyramid_is_named_with_its_config(tmp_path, sam2_checkpoint):
+    path = tmp_path / "mine.yaml"
+    text = find_config("sam2.1_hiera_micro").read_text(encoding="utf-8")
+    path.write_text(text.replace("scalp: 1", "scalp: 0"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"--sam-config .*mine.yaml: its image encoder's neck is none of SAM 2's"):
+        load_sam2(str(sam2_checkpoint), str(path))
+
+
 def test_a_yaml_that_describes_no_model_says_so(tmp_path, sam2_checkpoint):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {_target_: sam2.no_such_module.Nothing}")
