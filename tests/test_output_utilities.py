@@ -14,7 +14,8 @@ from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
 from mask_utilities import cut_out
-from output_utilities import OutputFolder, check_output, photo_record, sibling, write_atomically, write_png
+from output_utilities import OutputFolder, check_output, photo_record, sibling, write_atomically
+from png_utilities import encode_png
 from prompt_utilities import Label
 from sam_utilities import Segmentation
 
@@ -125,8 +126,8 @@ def test_a_record_whose_png_is_gone_is_dropped(tmp_path):
 
 def test_a_png_that_a_kill_left_without_a_record_gives_way_wherever_it_lies(tmp_path):
     fill(tmp_path / "out", photo("a.jpg"))
-    write_png(tmp_path / "out" / "dark red" / "b.png", cut_out(make_image(), None))
-    write_png(tmp_path / "out" / "red" / "mine.png", cut_out(make_image(), None))
+    write_atomically(tmp_path / "out" / "dark red" / "b.png", encode_png(cut_out(make_image(), None)))
+    write_atomically(tmp_path / "out" / "red" / "mine.png", encode_png(cut_out(make_image(), None)))
     fill(tmp_path / "out", photo("b.jpg"))
     pngs = [name for name in tree(tmp_path / "out") if name.endswith(".png")]
     assert pngs == ["red/a.png", "red/b.png", "red/mine.png"]  # what no photo is named for stays
@@ -242,7 +243,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_a_later_run_goes_on(tmp_pat
 
     fill(tmp_path / "out", photo("a.jpg"))
     with monkeypatch.context() as patch:
-        patch.setattr(output_utilities, "write_png", no_space)
+        patch.setattr(output_utilities, "encode_png", no_space)
         with pytest.raises(
             OutputError, match=r"b.png: can't be written: No space left on device; .* goes on from there"
         ):
@@ -313,7 +314,7 @@ def test_a_cut_out_that_was_moved_to_another_item_by_hand_stays_there(tmp_path):
 
 def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, caplog):
     fill(tmp_path / "out", photo("a.jpg"))
-    write_png(tmp_path / "out" / "red" / "stranger.png", cut_out(make_image(), None))
+    write_atomically(tmp_path / "out" / "red" / "stranger.png", encode_png(cut_out(make_image(), None)))
     with open_folder(tmp_path / "out") as again:
         again.finish()
     assert "1 PNGs are in no record, such as red/stranger.png" in caplog.text
