@@ -98,7 +98,7 @@ class ClipModel:
         self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
         self._image_tower = image_tower(model.visual, getattr(torch, DTYPES[precision]))
         if compiled:
-            self._image_tower = torch.compile(self._image_tower, dynamic=False)
+            self._image_tower.compile(dynamic=False)
 
     def process(
         self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0

@@ -1,8 +1,8 @@
 """The stages that a photo passes, and how photos flow through them.
 
-Models take one batch at a time, in the calling thread; everything else runs in threads ahead of them. A stage takes
-photos from the one before it only when it is asked for its own, so that few are in memory at once; and while the
-models are busy with one batch, the threads have the next one decoded, and the last one cut.
+Models take one batch at a time, on a CPU in the calling thread; everything else runs in threads ahead of them. A stage
+takes photos from the one before it only when it is asked for its own, so that few are in memory at once; and while
+the models are busy with one batch, the threads have the next one decoded, and the last one cut.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class Photo:
     seconds: float = 0.0
 
 
+# Of each model on a GPU: one that it computes, and two, so that it does not wait while this thread waits for the other.
+_BATCHES_AHEAD = 3
+
 # What reading a file comes to; None where its photo is done already.
 _Read = Photo | PhotoError | NotAPhotoError | None
 
@@ -82,11 +85,15 @@ class Flow:
         progress: Counts what does not reach the end.
         batch_size: Photos per model call.
         threads: How many work at a stage that is no model's.
+        overlap: Each model works in a thread of its own, so that a GPU has its next batch before it is done with one.
+            On a CPU the models would only take the cores from each other.
     """
 
-    def __init__(self, output: OutputFolder, progress: RunProgress, *, batch_size: int, threads: int) -> None:
+    def __init__(
+        self, output: OutputFolder, progress: RunProgress, *, batch_size: int, threads: int, overlap: bool = False
+    ) -> None:
         self._output, self._progress = output, progress
-        self._batch_size, self._threads = batch_size, threads
+        self._batch_size, self._threads, self._overlap = batch_size, threads, overlap
 
     def read(self, files: Iterable[PhotoFile], sam2_model: Sam2 | None, *, limit: int | None) -> Iterator[Photo]:
         """Yields the photos that are still to be done, decoded and in SAM 2's frame.
@@ -120,7 +127,7 @@ class Flow:
                 return
 
     def in_batches(self, photos: Iterable[Photo], function: ModelFunction, size: int | None = None) -> Iterator[Photo]:
-        """Yields the photos after a model's function, called in this thread with a batch at a time.
+        """Yields the photos after a model's function, called with a batch at a time.
 
         Args:
             photos: From the stage before.
@@ -128,11 +135,18 @@ class Flow:
             size: Of a batch, where it is not that of the flow.
         """
         size = size or self._batch_size
-        for batch in in_batches(photos, size):
+
+        def attempt(batch: list[Photo]) -> list[tuple[Photo, Photo | PhotoError]]:
             # Kept where a batch that is too large is halved, so that the halves are smaller.
             filled = functools.partial(function, fill=size - len(batch))
             outcomes = call_in_parts(filled, batch, lambda photo, error: _model_failure(photo.file, error))
-            yield from self._surviving(zip(batch, outcomes, strict=True))
+            return list(zip(batch, outcomes, strict=True))
+
+        batches = in_batches(photos, size)
+        ahead = functools.partial(map_ahead, threads=1, ahead=_BATCHES_AHEAD)
+        done = ahead(attempt, batches) if self._overlap else map(attempt, batches)
+        for outcomes in done:
+            yield from self._surviving(outcomes)
 
     def in_threads(self, photos: Iterable[Photo], function: Callable[[Photo], Photo]) -> Iterator[Photo]:
         """Yields the photos, in order, after a function that threads call on them, about one batch ahead."""

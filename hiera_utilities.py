@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layer_utilities import LayerNorm, Linear, attention
+from layer_utilities import LayerNorm, Linear, attention, compile_blocks
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class HieraEncoder(nn.Module):
         if self._no_memory is not None:
             coarse = coarse + self._no_memory
         return coarse.permute(0, 3, 1, 2), fine, middle
+
+    def compile(self, **options: Any) -> None:
+        """Lets torch compile the blocks, in place of `nn.Module.compile`, which takes the whole."""
+        compile_blocks(self._blocks, **options)
 
 
 class _Block(nn.Module):

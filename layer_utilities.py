@@ -8,8 +8,8 @@ is private in torch: where it is missing, public operations give the same to rou
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ _ROWS = 1024  # rows of x that oneDNN packs for; it takes any other number, too
 
 # Scores that one attention product holds at once, 64 MiB in bf16; smaller parts cost speed, larger ones only memory.
 _SCORES_AT_ONCE = 1 << 25
+
+_KINDS_OF_BLOCKS = 64  # times the sizes of batches that torch compiles for; it would give up after 8
 
 _CUDA_GRID = 65_535  # attention problems that one CUDA kernel call takes (pytorch #142228)
 
@@ -102,6 +104,21 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns x normalised over its last axis; the statistics are fp32 in any precision."""
         return functional.layer_norm(x, self._shape, self._weight, self._bias, self._eps).to(self._result)
+
+
+def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
+    """Lets torch compile blocks of one class at their first calls, each kind of them once.
+
+    A tower's blocks are alike but for a few sizes: one by one they compile in a fraction of the time that the tower
+    takes as a whole, and run as fast but for the additions between them.
+
+    Args:
+        blocks: They call their compiled forward from then on.
+        options: Of `torch.compile`.
+    """
+    torch._dynamo.config.recompile_limit = _KINDS_OF_BLOCKS
+    for block in blocks:
+        block.compile(**options)
 
 
 def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

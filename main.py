@@ -68,7 +68,7 @@ def run(settings: Settings, console: Console) -> int:
     from device_utilities import keep_freed_memory, leave_cores_to_threads
     from flow_utilities import Flow, cut_photo, label_photos, segment_photos
     from output_utilities import OutputFolder
-    from pipeline_utilities import stage
+    from pipeline_utilities import measures_devices, stage
     from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
 
     folders, files = check_folders(settings)
@@ -96,7 +96,8 @@ def run(settings: Settings, console: Console) -> int:
         with stage("all photos"), output, RunProgress(console, total=min(files, settings.limit or files)) as progress:
             fail_folder = functools.partial(_fail_folder, output)
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
-            flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads())
+            overlap = machine.overlaps and not measures_devices()
+            flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads(), overlap=overlap)
             photos = flow.read(files_found, sam2_model, limit=settings.limit)
             if sam2_model is not None:  # predict_sam2() cuts them out, ClipModel.process() labels them
                 photos = flow.in_batches(photos, functools.partial(segment_photos, sam2_model, settings.margin))
@@ -146,6 +147,11 @@ class Machine:
     batch_size: int
     clip_batch_size: int
     compiled: bool
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the models are to work beside each other: with CUDA. MPS was not tried."""
+        return any(device.startswith("cuda") for device in (self.device, self.clip_device))
 
 
 def select_machine(settings: Settings, photos: int) -> Machine:
@@ -447,8 +453,8 @@ def _seed_everything(seed: int) -> None:
 
 
 def _threads() -> int:
-    """Returns how many threads decode, and how many encode: more than 8 outrun any one device."""
-    return min(8, os.cpu_count() or 1)
+    """Returns how many threads decode, cut, and write, each: more than 16 outrun any one device."""
+    return min(16, os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

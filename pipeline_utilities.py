@@ -36,13 +36,18 @@ def stage(name: str, *, synchronize: bool = False) -> Iterator[None]:
 
 
 def measure_devices(wait: Callable[[], object]) -> None:
-    """Lets stages end when their device has, at the price of some speed: for benchmarks.
+    """Lets stages end when their device has, one after the other, at the price of speed: for benchmarks.
 
     Args:
         wait: Such as `torch.cuda.synchronize`.
     """
     global _wait_for_devices  # noqa: PLW0603 (one measurement per process)
     _wait_for_devices = wait
+
+
+def measures_devices() -> bool:
+    """Whether `measure_devices` was called."""
+    return _wait_for_devices is not None
 
 
 def map_ahead(

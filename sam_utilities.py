@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,7 +116,7 @@ def load_sam2(
         device: As torch names it.
         precision: Of the image encoder's trunk, 97% of the work. Prompt encoder and mask decoder stay in fp32: points
             near 1024 px would be rounded to 4-8 px in bf16, and the choice among masks hangs on small differences.
-        compiled: Let torch compile the encoder at its first call, anew for another size of batch: made for
+        compiled: Let torch compile the encoder's blocks at its first call, anew for another size of batch: made for
             any, SAM 2's encoder was found wrong (pytorch #153366).
         checkpoints_dir: Where names are looked up and downloads go.
         show_progress: Show a progress bar while downloading.
@@ -124,8 +124,6 @@ def load_sam2(
     Raises:
         CheckpointError: There is no such model or config, or they don't fit each other.
     """
-    import torch
-
     config_path = find_config(config or config_name(model))
     path = checkpoint_utilities.find_checkpoint(
         model,
@@ -150,7 +148,7 @@ def load_sam2(
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"--sam-config {config_path}: {error}") from None
     if compiled:
-        sam2_model = replace(sam2_model, encoder=torch.compile(sam2_model.encoder, dynamic=False))
+        sam2_model.encoder.compile(dynamic=False)
     return sam2_model
 
 

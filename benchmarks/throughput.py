@@ -5,9 +5,10 @@ python -m benchmarks.throughput --models micro      the bundled models: the pipe
 python -m benchmarks.throughput --device cuda       or mps; what the program takes by itself is the default
 python -m benchmarks.throughput --json              for machines
 
-Everything is timed in one run, one after the other, each in a process of its own; a machine that others use gives
+Everything is timed in one call, one after the other, each in a process of its own; a machine that others use gives
 ratios that hold better than its seconds. Bounds are the FLOPs of Meta's and OpenAI's own modules, counted by torch, at
-the highest rate of a square matrix product that this machine reached in the same run.
+the highest rate of a square matrix product that this machine reached in the same call. On a GPU the stages of the
+models come from a second run, in which each waits for the device.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SIZES_WH = {"full": ((640, 480), (1280, 853), (1800, 1200), (4000, 3000)), "micr
 DISTINCT = 16  # scenes per size; more photos are copies of them under other names
 SEED = 60_000_000
 
+_MANY = 100  # photos, from which on a steady state is told apart
+
 _MODEL_STAGES = ("encoder", "encoder again, in fp32", "decoder", "CLIP")
 _OTHER_STAGES = ("decode", "SAM 2 pixels", "mask", "CLIP pixels", "PNG")
 _BOUNDED = {"encoder": "SAM 2's image encoder", "CLIP": "CLIP's image tower"}
@@ -56,17 +59,23 @@ def main() -> None:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--photos", type=int, help="for the program (default: by models and device)")
     parser.add_argument("--scripts", type=int, help="photos for the two scripts (default: 4, or 40 with micro models)")
+    parser.add_argument("--sizes", default=None, metavar="WxH,...", help="of the photos (default: by models)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="weights and photos stay here for the next run")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     micro, device = arguments.models == "micro", select_device(arguments.device, purpose="SAM 2")
     photos = arguments.photos or (400 if micro else 1024 if device.startswith("cuda") else 8)
     scripts = min(photos, arguments.scripts or (40 if micro else 4))
+    sizes_wh = SIZES_WH[arguments.models]
+    if arguments.sizes:
+        sizes_wh = tuple(tuple(map(int, size.split("x"))) for size in arguments.sizes.split(","))
 
     with tempfile.TemporaryDirectory(prefix="sam2vit-benchmark-") as folder:
         root = Path(folder)
-        os.environ["SAM2VIT_CHECKPOINTS"] = str(root / "checkpoints")
-        sam_path, clip_path = apart(save_models, root / "checkpoints", micro=micro)
-        paths = save_photos(root / "photos", SIZES_WH[arguments.models], photos)
+        kept = arguments.keep or root
+        os.environ["SAM2VIT_CHECKPOINTS"] = str(kept / "checkpoints")
+        sam_path, clip_path = apart(save_models, kept / "checkpoints", micro=micro)
+        paths = save_photos(root / "photos", sizes_wh, photos, kept / "scenes")
         result: dict[str, Any] = describe_machine(device) | {"models": arguments.models, "photos": photos}
         result["peak"] = apart(matmul_peaks, device)
         result["flops"] = apart(count_flops, sam_path, clip_path)
@@ -76,10 +85,19 @@ def main() -> None:
         flags += [] if arguments.device == "auto" else ["--device", device, "--clip-device", device]
         flags += ["--precision", arguments.precision, "--compile", arguments.compile]
         flags += ["--batch-size", str(arguments.batch_size)]
+        shutil.rmtree(kept / "checkpoints" / "text_features", ignore_errors=True)
         cold = apart(run_program, [*flags, "--limit", "1"], device)
-        result["program"] = apart(run_program, [*flags, "--overwrite"], device)
-        result["program"]["prompts_cold"] = cold["stages"]["prompts"]
-        result["program"]["memory"] = max(cold["memory"], result["program"]["memory"])
+        program = apart(run_program, [*flags, "--overwrite"], device)
+        if device != "cpu":  # a device's stages can be told apart only where each waits for it
+            measured = apart(
+                run_program, [*flags, "--overwrite", "--limit", str(max(1, photos // 4))], device, apart=True
+            )
+            alone = {name: measured["stages"].get(name, 0.0) for name in (*_MODEL_STAGES, "SAM 2 pixels")}
+            program["stages"] |= alone
+        result["program"] = program | {
+            "prompts_cold": cold["stages"]["prompts"],
+            "memory": max(cold["memory"], program["memory"]),
+        }
         result["precision"] = {
             "encoder": select_precision(arguments.precision, device, 256 if micro else 1024),
             "CLIP": select_precision(arguments.precision, select_device(arguments.device, purpose="CLIP")),
@@ -130,9 +148,11 @@ def save_models(folder: Path, *, micro: bool) -> tuple[Path, Path]:
     if micro:
         bundled = PROGRAM_DIR / "checkpoints"
         return bundled / f"{MICRO_SAM2}.pt", bundled / f"{MICRO_CLIP}.pt"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     sam_path, clip_path = folder / "sam2.1_hiera_large.pt", folder / "ViT-L-14-336px.pt"
+    if clip_path.exists():  # written last
+        return sam_path, clip_path
     torch.save({"model": build_sam2(find_config("sam2.1_hiera_l")).state_dict()}, sam_path)
     model = CLIP(768, 336, 24, 1024, 14, 77, 49408, 768, 12, 12)
     model.logit_scale.data.fill_(4.6052)
@@ -141,18 +161,25 @@ def save_models(folder: Path, *, micro: bool) -> tuple[Path, Path]:
     return sam_path, clip_path
 
 
-def save_photos(folder: Path, sizes_wh: Sequence[tuple[int, int]], count: int) -> list[Path]:
-    """Returns JPEGs of scenes, their sizes in turn."""
-    folder.mkdir()
+def save_photos(folder: Path, sizes_wh: Sequence[tuple[int, int]], count: int, scenes: Path) -> list[Path]:
+    """Returns JPEGs of scenes, their sizes in turn; the distinct ones are made in another folder and stay there."""
+    for path in (folder, scenes):
+        path.mkdir(parents=True, exist_ok=True)
+    distinct = [
+        (scenes / f"{index:03}-{width}x{height}.jpg", SEED + index, (width, height))
+        for index, (width, height) in enumerate(list(sizes_wh) * DISTINCT)
+    ][:count]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_save_scene, *zip(*distinct, strict=True)))
     paths = [folder / f"{index:06}.jpg" for index in range(count)]
-    distinct = DISTINCT * len(sizes_wh)
     for index, path in enumerate(paths):
-        if index < distinct:
-            size_wh = sizes_wh[index % len(sizes_wh)]
-            Image.fromarray(make_scene(SEED + index, size_wh, subject="any").image).save(path, quality=90)
-        else:
-            shutil.copyfile(paths[index % distinct], path)
+        shutil.copyfile(distinct[index % len(distinct)][0], path)
     return paths
+
+
+def _save_scene(path: Path, seed: int, size_wh: tuple[int, int]) -> None:
+    if not path.exists():
+        Image.fromarray(make_scene(seed, size_wh, subject="any").image).save(path, quality=90)
 
 
 def matmul_peaks(device: str) -> dict[str, float]:
@@ -218,26 +245,41 @@ def run_scripts(sam_path: Path, clip_path: Path, device: str, paths: Sequence[Pa
     }
 
 
-def run_program(flags: Sequence[str], device: str) -> dict[str, Any]:
-    """Returns the seconds a photo of the program as it stands, by stage, and its peak memory."""
+def run_program(flags: Sequence[str], device: str, *, in_turn: bool = False) -> dict[str, Any]:
+    """Returns the seconds a photo of the program as it stands, by stage, and its peak memory.
+
+    Args:
+        flags: Of the program.
+        device: As torch names it.
+        in_turn: Let every stage wait for the device, so that each has its own time; the whole is slower then.
+    """
     import torch
 
     import main as program
     from pipeline_utilities import measure_devices, stage_seconds
 
-    if device != "cpu":
+    if in_turn:
         measure_devices(torch.cuda.synchronize if device.startswith("cuda") else torch.mps.synchronize)
     code = program.main(flags)
-    written = len((Path(flags[flags.index("-o") + 1]) / "metadata.jsonl").read_text().splitlines())
+    output = Path(flags[flags.index("-o") + 1])
+    written = len((output / "metadata.jsonl").read_text().splitlines())
     if not written:
         raise SystemExit(f"the program wrote nothing and ended with {code}")
     once = ("prompts",)
     return {
         "photos": written,
+        "steady": _steady_seconds(output),
         "stages": {name: seconds / (1 if name in once else written) for name, seconds in stage_seconds.items()},
         "memory": _peak_memory(),
         "gpu_memory": torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None,
     }
+
+
+def _steady_seconds(output: Path) -> float | None:
+    """Returns the seconds a photo from the first quarter on, when every thread and kernel is warm; None for a few."""
+    times = sorted(path.stat().st_mtime for path in output.glob("*/*.png"))
+    first = len(times) // 4
+    return (times[-1] - times[first]) / (len(times) - 1 - first) if len(times) >= _MANY else None
 
 
 def time_start(photos: Path, output: Path) -> dict[str, float]:
@@ -298,6 +340,8 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("documents' way (prompts sampled, scaled)", *_row(scripts["documents"], seconds), "")
     table.add_row("careful script", *_row(scripts["careful"], seconds), f"{scripts['memory']:.2f}")
     table.add_row("this program", *_row(seconds, seconds), f"{program['memory']:.2f}")
+    if program["steady"]:
+        table.add_row("this program, from the first quarter on", *_row(program["steady"], seconds), "")
     console.print(table)
 
     table = Table("stage", "ms a photo", "where", "TFLOP/s", "of the peak")
@@ -313,6 +357,8 @@ def show(result: dict[str, Any]) -> None:
 
     for name, ratio in result["ratios"].items():
         console.print(f"{name}: {ratio:.2f}", highlight=False)
+    if program["gpu_memory"]:
+        console.print(f"GPU memory: {program['gpu_memory']:.1f} GB at most", highlight=False)
     console.print(
         f"prompts: {program['prompts_cold']:.2f} s cold, {program['stages']['prompts']:.3f} s from the cache",
         highlight=False,

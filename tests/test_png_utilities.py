@@ -14,9 +14,7 @@ from png_utilities import encode_png
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 70), st.integers(1, 70), st.sampled_from([3, 4]), st.integers(1, 3000), st.integers(0, 2**32 - 1)
-)
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([3, 4]), st.integers(1, 3000), st.integers(0, 2**32 - 1))
 def test_what_is_encoded_comes_back_byte_for_byte(height, width, channels, at_once, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     with pytest.MonkeyPatch.context() as patch:

@@ -51,6 +51,6 @@ def test_ratios_are_those_of_the_figures():
 def test_photos_take_their_sizes_in_turn(tmp_path):
     from PIL import Image
 
-    paths = save_photos(tmp_path / "photos", [(40, 30), (64, 48)], 35)
+    paths = save_photos(tmp_path / "photos", [(40, 30), (64, 48)], 35, tmp_path / "scenes")
     assert [Image.open(path).size for path in paths[:4]] == [(40, 30), (64, 48), (40, 30), (64, 48)]
     assert paths[34].read_bytes() == paths[2].read_bytes()  # 16 scenes per size, then copies
