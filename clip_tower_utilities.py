@@ -203,5 +203,5 @@ class _Block(nn.Module):
         return self._finish(x, torch.cat(attended).to(normalised.dtype))
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = self._project.added_to(x, attended)
-        return self._mlp_out.added_to(x, self._mlp_in(self._norm2(x)))
+        x, normalised = self._norm2.of_sum(x, self._project, attended)
+        return self._mlp_out.added_to(x, self._mlp_in(normalised))

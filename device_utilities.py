@@ -35,6 +35,13 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_ARENA_MAX, 1)  # what one thread leaves, the others use, too
 
 
+def forbid_tf32() -> None:
+    """Lets fp32 mean fp32 on a GPU, where cuDNN's convolutions have 10 bits of mantissa by default."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def leave_cores_to_threads(devices: Iterable[str]) -> None:
     """Lets an operation on the CPU use one core, where no model runs there: the threads beside the models have many.
 

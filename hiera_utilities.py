@@ -114,8 +114,8 @@ class _Block(nn.Module):
             x = self._shortcut(normalised)
             x = _pool(x) if self._pools else x
         attended = self._attend_padded(normalised) if padded else self._attend(normalised)
-        x = self._project.added_to(x, attended)
-        return self._mlp_out.added_to(x, self._mlp_in(self._norm2(x)))
+        x, normalised = self._norm2.of_sum(x, self._project, attended)
+        return self._mlp_out.added_to(x, self._mlp_in(normalised))
 
     def _attend(self, x: Tensor) -> Tensor:
         """Returns attention inside each window of (B, g, g, w, w, C), or over all of them for a block without."""

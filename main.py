@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings, console: Console) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
     from dataset_utilities import find_photos
-    from device_utilities import keep_freed_memory, leave_cores_to_threads
+    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
     from flow_utilities import Flow, cut_photo, label_photos, segment_photos
     from output_utilities import OutputFolder
     from pipeline_utilities import measures_devices, stage
@@ -74,6 +74,7 @@ def run(settings: Settings, console: Console) -> int:
     folders, files = check_folders(settings)
     _seed_everything(settings.seed)
     keep_freed_memory()
+    forbid_tf32()
     machine = select_machine(settings, files)
     leave_cores_to_threads([machine.device, machine.clip_device])
     print_facts(console, _facts(settings, machine, files))

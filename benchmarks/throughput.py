@@ -90,7 +90,7 @@ def main() -> None:
         program = apart(run_program, [*flags, "--overwrite"], device)
         if device != "cpu":  # a device's stages can be told apart only where each waits for it
             measured = apart(
-                run_program, [*flags, "--overwrite", "--limit", str(max(1, photos // 4))], device, apart=True
+                run_program, [*flags, "--overwrite", "--limit", str(max(1, photos // 4))], device, in_turn=True
             )
             alone = {name: measured["stages"].get(name, 0.0) for name in (*_MODEL_STAGES, "SAM 2 pixels")}
             program["stages"] |= alone

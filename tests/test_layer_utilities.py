@@ -74,3 +74,52 @@ def test_attention_is_torchs_own(monkeypatch, dtype, scores_at_once, queries):
     result = attention(*(each.to(dtype) for each in (q, k, v)))
     assert result.shape == expected.shape
     assert result.float() == pytest.approx(expected, abs=2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("windows", "queries", "keys"), [(8, 16, 16), (12, 4, 16), (7, 16, 16)])
+def test_small_windows_that_attend_together_see_only_their_own(windows, queries, keys):
+    q = draw(windows, queries, 3, 8).transpose(1, 2)
+    k, v = (draw(windows, keys, 3, 8 + offset)[..., :8].transpose(1, 2) for offset in (0, 1))
+    expected = functional.scaled_dot_product_attention(q, k, v)
+    assert layer_utilities._attention_together(q, k, v) == pytest.approx(expected, abs=1e-6)
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@CUDA
+@PRECISIONS
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_on_cuda_layers_are_torchs_own_to_rounding(dtype, compiled):
+    norm = torch.nn.LayerNorm(48, eps=1e-6)
+    norm.weight.data, norm.bias.data = draw(48), draw(48) / 2
+    weights, biases = [draw(48, 48) / 6, draw(192, 48) / 6], [draw(48) / 3, draw(192) / 3]
+    x, residual = draw(40, 48), draw(40, 48) + 1
+    total = residual + functional.linear(x, weights[0], biases[0])
+    expected = functional.gelu(functional.linear(norm(total), weights[1], biases[1]))
+
+    norm = norm.to("cuda")
+    project, mlp_in = (
+        Linear(weight.to("cuda", dtype), bias.to("cuda", dtype), activation)
+        for weight, bias, activation in zip(weights, biases, (None, "gelu"), strict=True)
+    )
+    own_norm = LayerNorm(norm, dtype)
+
+    def run(residual, x):
+        total, normalised = own_norm.of_sum(residual, project, x)
+        return total, mlp_in(normalised), own_norm(total)
+
+    run = torch.compile(run) if compiled else run
+    found = run(residual.to("cuda", dtype), x.to("cuda", dtype))
+    for mine, torchs in zip(found, (total, expected, norm.cpu()(total)), strict=True):
+        assert mine.float().cpu() == pytest.approx(torchs.detach(), abs=5 * TOLERANCE[dtype])
+
+
+@CUDA
+@PRECISIONS
+@pytest.mark.parametrize(("windows", "queries", "keys"), [(70_000, 16, 16), (8, 4, 16), (6, 64, 64)])
+def test_on_cuda_attention_is_torchs_own(dtype, windows, queries, keys):
+    q, k, v = (draw(windows, count, 2, 72).transpose(1, 2) for count in (queries, keys, keys))
+    expected = functional.scaled_dot_product_attention(q, k, v)
+    found = attention(*(each.to("cuda", dtype) for each in (q, k, v)))
+    assert found.float().cpu() == pytest.approx(expected, abs=TOLERANCE[dtype])
