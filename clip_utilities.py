@@ -87,7 +87,10 @@ class ClipModel:
         model = _load_clip(path).to(device)
         with _without_warnings():
             from clip.clip import _transform
-        self._transform = _transform(model.visual.input_resolution)
+        *self._crop, _, _, normalise = _transform(model.visual.input_resolution).transforms
+        self._mean, self._std = (
+            torch.tensor(each, device=device)[:, None, None] for each in (normalise.mean, normalise.std)
+        )
         # Kept from the fp32 weights: in bf16 a scale of 100 would be rounded to 0.5%.
         self._logit_scale = model.logit_scale.float().exp().item()
         cache = checkpoints_dir / "text_features" / f"{_cache_key(self.digest, self.prompts, precision)}.npy"
@@ -115,6 +118,7 @@ class ClipModel:
         pixels = pixels or [self.to_pixels(image) for image in images]
         with torch.inference_mode(), stage("CLIP", synchronize=True):
             batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
+            batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
             features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
             features /= features.norm(dim=-1, keepdim=True)
             prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
@@ -127,12 +131,17 @@ class ClipModel:
         ]
 
     def to_pixels(self, image: np.ndarray) -> Tensor:
-        """Returns a photo as CLIP's own transform makes it: its central square, (3, n, n) float32."""
+        """Returns a photo's central square as CLIP's own transform cuts it out, (n, n, 3) uint8."""
+        import torch
+
         height, width = image.shape[:2]
         longest = _MAX_ASPECT_RATIO * min(height, width)
         top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
         centre = image[top : height - top, left : width - left]
-        return self._transform(Image.fromarray(centre))
+        picture = Image.fromarray(centre)
+        for step in self._crop:
+            picture = step(picture)
+        return torch.from_numpy(np.array(picture))
 
     def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
         from layer_utilities import row_by_row

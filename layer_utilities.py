@@ -198,6 +198,8 @@ def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     MKL's fp32 products of few rows differ in the last digit with a row's place among them; so a photo's result would
     depend on its neighbours in the batch, and a resumed run differ from one that was never stopped.
     """
+    if x.device.type != "cpu":
+        return function(x)
     return torch.cat([function(row) for row in x.split(1)])
 
 

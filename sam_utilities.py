@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _SAME_MASK = 0.985  # IoU of the probabilities of two candidates, from which it 
 
 # A GPU's antialiasing has a limit (torchvision #7671); photos that shrink by more do so on the CPU.
 _MOST_SHRUNK_ON_GPU = 16
+
+_SMALL_PHOTO = 48_000_000  # bytes, up to which a GPU resizes all channels at once
 
 
 @dataclass(frozen=True)
@@ -376,15 +379,32 @@ def to_pixels(image: np.ndarray, image_size: int, device: str = "cpu") -> Tensor
     A CUDA device receives the photo's bytes and does the rest. Elsewhere the result is on the CPU.
     """
     import torch
-    from torchvision.transforms import functional
+    from torch.nn.functional import interpolate
 
     photo = torch.from_numpy(np.ascontiguousarray(image))
+    at_once = 1  # channel: a float copy of 12 megapixels, and the one that resizing makes of it, take 290 MB
     if device.startswith("cuda") and max(image.shape) <= _MOST_SHRUNK_ON_GPU * image_size:
         photo = photo.pin_memory().to(device, non_blocking=True)
-    size = [image_size, image_size]
-    # Channel by channel: a float copy of 12 megapixels, and the one that resizing makes of it, take 290 MB.
-    channels = [functional.resize(photo[None, ..., c].float().div_(255), size, antialias=True) for c in range(3)]
-    return functional.normalize(torch.cat(channels), _PIXEL_MEAN, _PIXEL_STD, inplace=True)
+        at_once = 3 if photo.numel() <= _SMALL_PHOTO else 1
+    channels = [
+        interpolate(
+            some.permute(2, 0, 1)[None].float().div_(255),  # HWC -> NCHW
+            (image_size, image_size),
+            mode="bilinear",
+            antialias=True,
+        )[0]
+        for some in photo.split(at_once, dim=2)
+    ]
+    mean, std = _channel_statistics(str(photo.device))
+    return torch.cat(channels).sub_(mean).div_(std)
+
+
+@functools.cache  # brought to a GPU once: each time would wait for everything that the GPU has still to do
+def _channel_statistics(device: str) -> tuple[Tensor, Tensor]:
+    import torch
+
+    mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (_PIXEL_MEAN, _PIXEL_STD))
+    return mean, std
 
 
 def encode_pixels(pixels: Tensor, encoder: HieraEncoder) -> Features:

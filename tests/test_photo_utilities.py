@@ -275,3 +275,45 @@ def test_heic_without_its_reader_names_the_package(tmp_path, monkeypatch):
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(PhotoError, match="pip install pillow-heif"):
         read_photo(tmp_path / "photo.heic")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0, "quality": 95},
+        {"subsampling": 1, "quality": 80},
+        {"subsampling": 2, "quality": 5},
+        {"progressive": True},
+        {"keep_rgb": True},
+        {"restart_marker_blocks": 4},
+        {"format": "MPO", "save_all": True, "append_images": [Image.new("RGB", (64, 48), "red")]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_jpeg_is_read_to_the_bit_as_pillow_reads_it(tmp_path, monkeypatch, options):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(make_image(201, 133)).save(path, **{"format": "JPEG", **options})
+    with Image.open(path) as image:
+        pillows = np.array(image.convert("RGB"))
+    monkeypatch.setattr(photo_utilities, "_convert", None)  # it is not taken
+    assert (read_photo(path) == pillows).all()
+
+
+def test_a_damaged_jpeg_ends_as_pillow_would_have_it(tmp_path):
+    path, rng, failures = tmp_path / "photo.jpg", np.random.default_rng(0), 0
+    Image.fromarray(make_image(201, 133)).save(path)
+    intact = path.read_bytes()
+    for cut in range(40):
+        damaged = bytearray(intact if cut % 2 else intact[: rng.integers(200, len(intact))])
+        damaged[rng.integers(200, len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            with Image.open(path) as image:
+                expected = np.array(image.convert("RGB"))
+        except OSError:
+            failures += 1
+            with pytest.raises(PhotoError, match="can't be read"):
+                read_photo(path)
+        else:
+            assert (read_photo(path) == expected).all()
+    assert 10 < failures < 40
