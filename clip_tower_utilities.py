@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layer_utilities import LayerNorm, Linear, attention, compile_blocks, row_by_row
+from layer_utilities import LayerNorm, Linear, attention, row_by_row
 
 _QUICK_GELU = 1.702
 
@@ -70,10 +70,6 @@ class ImageTower(nn.Module):
             x = block(x, x)
         x = last(x[:, :1], x)
         return row_by_row(self._project, self._norm_after(x[:, 0]))
-
-    def compile(self, **options: Any) -> None:
-        """Lets torch compile the blocks, in place of `nn.Module.compile`, which takes the whole."""
-        compile_blocks(self._blocks, **options)
 
 
 class TextTower(nn.Module):

@@ -47,7 +47,6 @@ class ClipModel:
         decision: How the item is chosen; see `prompt_utilities.decide`.
         precision: Of both towers. Normalisation, the product of the features and the softmax stay in fp32:
             bf16 logits near 25 are 0.125 apart, and near-synonyms would tie.
-        compiled: Let torch compile the image tower at its first call.
         checkpoints_dir: Where names are looked up, downloads go and text features are kept.
         show_progress: Show a progress bar while downloading.
 
@@ -65,7 +64,6 @@ class ClipModel:
         prompts: Sequence[str],
         decision: DecisionRule = "top-prompt",
         precision: Literal["fp32", "bf16"] = "fp32",
-        compiled: bool = False,
         checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR,
         show_progress: bool = True,
     ) -> None:
@@ -100,8 +98,6 @@ class ClipModel:
             )  # (P, D) float32, unit length
         self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
         self._image_tower = image_tower(model.visual, getattr(torch, DTYPES[precision]))
-        if compiled:
-            self._image_tower.compile(dynamic=False)
 
     def process(
         self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0

@@ -38,7 +38,7 @@ _SCORES_AT_ONCE = 1 << 25
 _KINDS_OF_BLOCKS = 64  # times the sizes of batches that torch compiles for; it would give up after 8
 
 _SMALL_WINDOW = 16  # keys, up to which windows attend together on a GPU
-_TOGETHER = 4  # windows
+_TOGETHER = 8  # windows
 
 _CUDA_GRID = 65_535  # attention problems that one CUDA kernel call takes (pytorch #142228)
 

@@ -139,7 +139,7 @@ def run(settings: Settings, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the models run, how precisely, on how many photos at once, and whether torch compiles them first."""
+    """Where the models run, how precisely, on how many photos at once, and whether torch compiles SAM 2 first."""
 
     device: str
     precision: Literal["fp32", "bf16"]
@@ -166,7 +166,7 @@ def select_machine(settings: Settings, photos: int) -> Machine:
     if settings.precision == "bf16":
         for slow in sorted(each for each in used if not has_bf16(each)):
             _LOGGER.warning("--precision bf16: %s has no bf16 in hardware and emulates it, many times slower", slow)
-    if settings.compile == "on" and not any(each.startswith("cuda") for each in used):
+    if settings.compile == "on" and not device.startswith("cuda"):
         _LOGGER.warning("--compile on: has no effect without CUDA; on a CPU compiled models were slower")
     main_device = clip_device if settings.no_sam else device
     batch_size = settings.batch_size
@@ -185,7 +185,7 @@ def select_machine(settings: Settings, photos: int) -> Machine:
         batch_size=batch_size,
         # MKL's fp32 products of few rows differ in the last digit with a row's place in the batch.
         clip_batch_size=1 if (clip_device, clip_precision) == ("cpu", "fp32") else batch_size,
-        compiled=select_compile(settings.compile, main_device, photos),
+        compiled=select_compile(settings.compile, device, photos),
     )
 
 
@@ -201,7 +201,6 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, Clip
         prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
         decision=settings.decision,
         precision=machine.clip_precision,
-        compiled=machine.compiled and machine.clip_device.startswith("cuda"),
         show_progress=not settings.quiet,
     )
     if settings.no_sam:
@@ -356,7 +355,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
     what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
     flag("--precision", choices=get_args(Precision), help=what)
-    what = "let torch compile the models on CUDA first, some minutes that a long run wins back; auto does so then"
+    what = "let torch compile SAM 2's encoder on CUDA first, half a minute that a long run wins back; auto does so then"
     flag("--compile", choices=get_args(Compile), help=f"{what} (default: {default.compile})")
     what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
     flag("--batch-size", type=_batch_size, metavar="N", help=what)

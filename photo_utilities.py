@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from errors import NotAPhotoError, PhotoError
@@ -131,17 +132,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def _decode_jpeg(image: Image.Image) -> np.ndarray | None:
     """Returns a JPEG that Pillow has opened, to the bit as Pillow reads it, as an (H, W, 3) uint8 array.
 
-    Three times as fast, and without holding up other threads, as Pillow does while it hands an array over. Where the
-    file is damaged the result is None, and Pillow says what is wrong, or makes something of it.
+    It takes a third of the time, and holds up no other thread, as Pillow does while it hands an array over. Where the
+    file is damaged in any way the result is None, and Pillow says what is wrong, or makes something of it.
     """
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     image.fp.seek(0)
-    contents = np.fromfile(image.fp, np.uint8)
     try:
-        return decode_jpeg(torch.from_numpy(contents), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()  # CHW -> HWC
-    except RuntimeError:
+        return simplejpeg.decode_jpeg(image.fp.read(), "RGB")
+    except ValueError:
         return None
 
 

@@ -303,7 +303,7 @@ def test_a_damaged_jpeg_ends_as_pillow_would_have_it(tmp_path):
     path, rng, failures = tmp_path / "photo.jpg", np.random.default_rng(0), 0
     Image.fromarray(make_image(201, 133)).save(path)
     intact = path.read_bytes()
-    for cut in range(40):
+    for cut in range(400):
         damaged = bytearray(intact if cut % 2 else intact[: rng.integers(200, len(intact))])
         damaged[rng.integers(200, len(damaged))] = rng.integers(256)
         path.write_bytes(damaged)
@@ -312,8 +312,8 @@ def test_a_damaged_jpeg_ends_as_pillow_would_have_it(tmp_path):
                 expected = np.array(image.convert("RGB"))
         except OSError:
             failures += 1
-            with pytest.raises(PhotoError, match="can't be read"):
+            with pytest.raises(PhotoError):
                 read_photo(path)
         else:
             assert (read_photo(path) == expected).all()
-    assert 10 < failures < 40
+    assert 100 < failures < 400
