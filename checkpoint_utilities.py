@@ -25,7 +25,7 @@ CHECKPOINTS_DIR = Path(os.environ.get("SAM2VIT_CHECKPOINTS") or BUNDLED_DIR)
 
 @dataclass(frozen=True)
 class PublicCheckpoint:
-    """A published file of weights: its address and the SHA-256 that its bytes must have."""
+    """A published file of weights: its address and the SHA-256 that its bytes must have, or how that begins."""
 
     url: str
     sha256: str
@@ -118,7 +118,8 @@ def _download(checkpoint: PublicCheckpoint, path: Path, *, flag: str, show_progr
     """
     import torch.hub
 
-    by_hand = f"fetch {checkpoint.url} elsewhere and put it at {path}, or give {flag} a file that you have"
+    by_hand = f"fetch {checkpoint.url} elsewhere and put it at {path}"
+    by_hand += "" if flag == "--detector" else f", or give {flag} a file that you have"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for partial in path.parent.glob(f"{path.name}.*.partial"):  # of a download that was killed

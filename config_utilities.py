@@ -20,6 +20,8 @@ PROGRAM_DIR = Path(__file__).resolve().parent
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
+Edges = Literal["hard", "soft"]
+ClipView = Literal["full", "crop"]
 
 # The models that come with the program; two names like any other.
 MICRO_SAM2, MICRO_CLIP = "sam2.1_hiera_micro", "clip_vit_micro"
@@ -33,15 +35,34 @@ class Settings:
     dataset_dir: str = "dataset_cars"
     output: str = "output"
     config: str = "config.json"
+    preset: str | None = None
+    list_presets: bool = False
     sam_model: str = "sam2.1_hiera_large"
     sam_config: str | None = None
     clip_model: str = "ViT-L/14@336px"
     micro: bool = False
     demo: bool = False
     no_sam: bool = False
+    focus: str = "center"
     margin: float = 0.05
+    detector: str = "ssdlite320_mobilenet_v3_large"
+    focus_labels: tuple[str, ...] | None = None
+    focus_threshold: float = 0.4
+    require_focus: bool = False
+    keep_unknown: bool = False
+    verify_focus: bool = False
     refine: bool = False
+    clean_mask: float = 0.0
+    edges: Edges = "hard"
+    feather: float = 0.0
+    min_area: float = 0.005
+    max_area: float = 0.95
+    strict: bool = False
     background: str = "white"
+    crop: bool = False
+    padding: float = 0.05
+    square: bool = False
+    clip_view: ClipView = "full"
     decision: DecisionRule = "top-prompt"
     device: str = "auto"
     clip_device: str = "auto"
@@ -63,8 +84,9 @@ class Settings:
 
 PROMPT_KEYS = ("prefixes", "items", "postfixes")
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
+_OF_FLAGS = ("config", "preset", "list_presets")  # what a config file can't say of itself
 _HINTS = get_type_hints(Settings)
-_CONFIG_KEYS = [field.name for field in fields(Settings) if field.name != "config"]
+_CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]
 
 
 def read_settings(flags: Mapping[str, Any]) -> Settings:
@@ -80,7 +102,10 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
         problem = _problem(name, value)
         if problem:
             raise ConfigError(f"--{name.replace('_', '-')} {value!r}: {problem}")
-    path = find_config(flags.get("config"))
+    preset = flags.get("preset")
+    if preset is not None and "config" in flags:
+        raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
+    path = find_config(flags.get("config")) if preset is None else find_preset(preset)
     return Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
 
 
@@ -102,6 +127,25 @@ def find_config(named: str | None) -> Path:
     return here if here.exists() else PROGRAM_DIR / Settings.config
 
 
+def available_presets() -> dict[str, Path]:
+    """Returns the config files that come with the program, by name."""
+    return {path.stem: path for path in sorted((PROGRAM_DIR / "presets").glob("*.json"))}
+
+
+def find_preset(name: str) -> Path:
+    """Returns the config file of a preset.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    presets = available_presets()
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(presets)}"
+        raise ConfigError(f"--preset {name}: no such preset; {hint}")
+    return presets[name]
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the checked contents of a config file, by the names of `Settings`.
 
@@ -118,7 +162,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: {key!r}: unknown key; {hint}")
         if name in values:
             raise ConfigError(f"{path}: {key!r}: is another name for {name!r}, which is set, too; keep one of them")
-        if name in PROMPT_KEYS:
+        if name in PROMPT_KEYS or (name == "focus_labels" and value is not None):
             values[name] = _read_words(path, name, value)
             continue
         problem = _problem(name, value)
@@ -168,7 +212,7 @@ def _read_words(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: must be a list of strings, not {_json_type(value)}")
     if not value:
-        remedy = "name at least one" if key == "items" else 'use [""] for none'
+        remedy = "name at least one" if key in ("items", "focus_labels") else 'use [""] for none'
         raise ConfigError(f"{path}: {key!r}: the list is empty; {remedy}")
     words: dict[str, str] = {}
     for word in value:
@@ -218,13 +262,23 @@ def _problem(name: str, value: Any) -> str | None:
         "limit": lambda: value is None or value >= 1,
         "seed": lambda: 0 <= value < 2**32,
         "background": lambda: re.fullmatch(r"white|transparent|#[0-9a-fA-F]{6}", value),
+        "focus_labels": lambda: value is None or (value and all(label.strip() for label in value)),
+        "feather": lambda: 0 <= value <= 100,
+        "padding": lambda: 0 <= value <= 1,
+        **dict.fromkeys(_FRACTIONS, lambda: 0 <= value <= 1),
     }
     if name in limits and not limits[name]():
         return _LIMITS[name]
     return None
 
 
+_FRACTIONS = ("focus_threshold", "clean_mask", "min_area", "max_area")
+
 _LIMITS = {
+    "focus_labels": "must name at least one label, such as car,truck",
+    "feather": "must lie between 0 and 100 pixels",
+    "padding": "must lie between 0 and 1: a fraction of the longer side of the subject's box",
+    **dict.fromkeys(_FRACTIONS, "must lie between 0 and 1"),
     "margin": "must be at least 0 and below 0.5: a fraction of the photo's shorter side",
     "batch_size": "must be at least 1, or auto",
     "limit": "must be at least 1",
@@ -237,6 +291,8 @@ def _fits(value: Any, option: Any) -> bool:
     """Whether a value is of a type, or one of the values of a Literal; true is no number."""
     if get_origin(option) is Literal:
         return any(_fits(value, each) for each in get_args(option))
+    if get_origin(option) is tuple:
+        return isinstance(value, (tuple, list)) and all(type(each) is str for each in value)
     if not isinstance(option, type):
         return type(value) is type(option) and value == option
     if option is float:
@@ -247,6 +303,8 @@ def _fits(value: Any, option: Any) -> bool:
 def _describe(option: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(map(repr, get_args(option)))
+    if get_origin(option) is tuple:
+        return "a list of strings"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     return names.get(option, repr(option))
 

@@ -34,13 +34,17 @@ class PhotoError(Exception):
 
     Args:
         reason: What is wrong, in a few words.
-        stage: Where it was noticed: `decode`, `segment`, `model` or `write`.
+        stage: Where it was noticed: `decode`, `focus`, `segment`, `model` or `write`.
     """
 
     def __init__(self, reason: str, *, stage: str) -> None:
         super().__init__(reason)
         self.reason = reason
         self.stage = stage
+
+
+class NoSubjectError(PhotoError):
+    """A photo that is set aside as the user asked: it shows no subject, or its mask is none to trust."""
 
 
 class NotAPhotoError(Exception):

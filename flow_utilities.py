@@ -17,9 +17,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from clip_utilities import ClipModel
+from config_utilities import Settings
 from dataset_utilities import PhotoFile
-from errors import NotAPhotoError, PhotoError
-from mask_utilities import paint_background, subject_mask
+from errors import NoSubjectError, NotAPhotoError, PhotoError
+from focus_utilities import Detection, Detector, Focus, centre_focus, choose_detection, detection_focus
+from mask_utilities import (
+    Region,
+    clean_mask,
+    describe_mask,
+    feather_alpha,
+    mask_flags,
+    paint_background,
+    soft_alpha,
+    square_view,
+    subject_mask,
+)
 from output_utilities import OutputFolder
 from photo_utilities import read_photo
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
@@ -32,6 +44,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sam2vit")
 
+_EXPLAINED = {"small": "below --min-area", "large": "above --max-area", "borders": "cut off at all four borders"}
+
 
 @dataclass
 class Photo:
@@ -41,8 +55,12 @@ class Photo:
         file: Where it lies.
         image: (H, W, 3) uint8 RGB.
         sam_pixels: The photo in SAM 2's frame, until SAM 2 has seen it.
+        focus: Where SAM 2 is to be pointed; None where that is the centre, or for SAM 2 to find out.
         segmentation: What SAM 2 says; None where the photo stays uncut.
         mask: (H, W) bool, the subject; None where the photo stays uncut.
+        alpha: (H, W) uint8, how much of each pixel is the subject's; None where the mask's edges are hard.
+        region: What can be said of the mask.
+        flags: What is doubtful about it.
         clip_pixels: The subject on white in CLIP's frame, until CLIP has seen it.
         label: What CLIP says.
         seconds: The models' time for its batches, divided by the photos in them.
@@ -51,8 +69,12 @@ class Photo:
     file: PhotoFile
     image: np.ndarray
     sam_pixels: Tensor | None = None
+    focus: Focus | None = None
     segmentation: Segmentation | None = None
     mask: np.ndarray | None = None
+    alpha: np.ndarray | None = None
+    region: Region | None = None
+    flags: tuple[str, ...] = ()
     clip_pixels: Tensor | None = None
     label: Label | None = None
     seconds: float = 0.0
@@ -61,8 +83,10 @@ class Photo:
 # Of each model on a GPU: one that it computes, and two, so that it does not wait while this thread waits for the other.
 _BATCHES_AHEAD = 3
 
+_Outcome = Photo | PhotoError
+
 # What reading a file comes to; None where its photo is done already.
-_Read = Photo | PhotoError | NotAPhotoError | None
+_Read = _Outcome | NotAPhotoError | None
 
 
 class ModelFunction(Protocol):
@@ -72,8 +96,8 @@ class ModelFunction(Protocol):
     same last digits in any batch.
     """
 
-    def __call__(self, photos: Sequence[Photo], *, fill: int) -> Sequence[Photo]:
-        """Returns the photos."""
+    def __call__(self, photos: Sequence[Photo], *, fill: int) -> Sequence[Photo | PhotoError]:
+        """Returns the photos, or why one can't be done."""
         ...
 
 
@@ -95,7 +119,14 @@ class Flow:
         self._output, self._progress = output, progress
         self._batch_size, self._threads, self._overlap = batch_size, threads, overlap
 
-    def read(self, files: Iterable[PhotoFile], sam2_model: Sam2 | None, *, limit: int | None) -> Iterator[Photo]:
+    def read(
+        self,
+        files: Iterable[PhotoFile],
+        sam2_model: Sam2 | None,
+        *,
+        limit: int | None,
+        point: Callable[[Photo], Focus | None] = lambda _: None,
+    ) -> Iterator[Photo]:
         """Yields the photos that are still to be done, decoded and in SAM 2's frame.
 
         Files that can't be read are recorded as failures, files that hold no image are counted as skipped.
@@ -104,10 +135,11 @@ class Flow:
             files: The files of the dataset.
             sam2_model: Whose frame; None where photos stay uncut.
             limit: End after so many photos, whether they are done, failed or new.
+            point: Says where SAM 2 is to be pointed, as far as no model is asked.
         """
 
         def read(file: PhotoFile) -> tuple[PhotoFile, _Read]:
-            return file, None if self._output.is_done(file) else _read_photo(file, sam2_model)
+            return file, None if self._output.is_done(file) else _read_photo(file, sam2_model, point)
 
         photos = 0
         for file, outcome in map_ahead(read, files, threads=self._threads, ahead=self._batch_size + self._threads):
@@ -163,7 +195,11 @@ class Flow:
         yield from self._surviving(map_ahead(attempt, photos, threads=self._threads, ahead=ahead))
 
     def _fail(self, file: PhotoFile, error: PhotoError) -> None:
-        _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
+        if isinstance(error, NoSubjectError):
+            _LOGGER.info("%s: set aside: %s", file.source, error.reason)
+            self._output.set_aside(file)
+        else:
+            _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
         self._output.fail(file.source, error.reason, stage=error.stage)
         self._progress.advance()
 
@@ -175,10 +211,11 @@ class Flow:
                 yield outcome
 
 
-def _read_photo(file: PhotoFile, sam2_model: Sam2 | None) -> _Read:
+def _read_photo(file: PhotoFile, sam2_model: Sam2 | None, point: Callable[[Photo], Focus | None]) -> _Read:
     try:
         with stage("decode"):
             photo = Photo(file, read_photo(file.path))
+        photo.focus = point(photo)
         if sam2_model is not None:
             with stage("SAM 2 pixels"):
                 photo.sam_pixels = to_pixels(photo.image, sam2_model.image_size, sam2_model.device)
@@ -189,11 +226,55 @@ def _read_photo(file: PhotoFile, sam2_model: Sam2 | None) -> _Read:
     return photo
 
 
-def segment_photos(sam2_model: Sam2, margin: float, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
-    """Lets SAM 2 find the central subjects of a batch of photos."""
+def find_subjects(detector: Detector, settings: Settings, photos: Sequence[Photo], *, fill: int = 0) -> list[_Outcome]:
+    """Lets the detector say where SAM 2 is to be pointed; photos without an accepted detection keep the centre."""
+    found = detector.detect([photo.image for photo in photos], fill=fill)
+    outcomes: list[_Outcome] = []
+    for photo, detections in zip(photos, found, strict=True):
+        detection = _accepted(detections, photo, settings)
+        if detection is not None:
+            photo.focus = detection_focus(detection, photo.image.shape[1], photo.image.shape[0])
+        missing = detection is None and settings.require_focus
+        outcomes.append(_no_subject("the detector finds none", settings) if missing else photo)
+    return outcomes
+
+
+def verify_subjects(
+    detector: Detector, settings: Settings, photos: Sequence[Photo], *, fill: int = 0
+) -> list[_Outcome]:
+    """Lets the detector look at the cut-outs, on white; those in which it finds no subject go no further."""
+    found = detector.detect([_on_white(photo) for photo in photos], fill=fill)
+    return [
+        photo if _accepted(detections, photo, settings) else _no_subject("the detector finds none cut out", settings)
+        for photo, detections in zip(photos, found, strict=True)
+    ]
+
+
+def _accepted(detections: Sequence[Detection], photo: Photo, settings: Settings) -> Detection | None:
+    height, width = photo.image.shape[:2]
+    labels, threshold = settings.focus_labels, settings.focus_threshold
+    return choose_detection(detections, width, height, labels=labels, threshold=threshold)
+
+
+def _no_subject(why: str, settings: Settings) -> NoSubjectError:
+    wanted = f" of {', '.join(settings.focus_labels)}" if settings.focus_labels else ""
+    return NoSubjectError(f"no subject: {why}{wanted} with a confidence of {settings.focus_threshold:g}", stage="focus")
+
+
+def segment_photos(sam2_model: Sam2, settings: Settings, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
+    """Lets SAM 2 find the subjects of a batch of photos."""
     began = time.perf_counter()
     images, pixels = [photo.image for photo in photos], [photo.sam_pixels for photo in photos]
-    segmentations = predict_sam2(images, sam2_model, margin, pixels=pixels, fill=fill)
+    foci = [photo.focus or centre_focus(photo.image.shape[1], photo.image.shape[0]) for photo in photos]
+    segmentations = predict_sam2(
+        images,
+        sam2_model,
+        settings.margin,
+        focuses=foci,
+        grid=settings.focus == "grid",
+        pixels=pixels,
+        fill=fill,
+    )
     seconds = (time.perf_counter() - began) / len(photos)
     for photo, segmentation in zip(photos, segmentations, strict=True):
         photo.segmentation, photo.sam_pixels = segmentation, None
@@ -201,21 +282,42 @@ def segment_photos(sam2_model: Sam2, margin: float, photos: Sequence[Photo], *, 
     return photos
 
 
-def cut_photo(clip_model: ClipModel, photo: Photo, *, refine: bool) -> Photo:
+def cut_photo(clip_model: ClipModel, settings: Settings, photo: Photo) -> Photo:
     """Cuts a photo's subject out and brings it on white, whatever the cut-out's background will be, into CLIP's frame.
 
     A photo in which SAM 2 finds nothing is a failure: an empty cut-out is no member of any class.
     """
-    view = photo.image
     if photo.segmentation is not None:
         with stage("mask"):
-            photo.mask = subject_mask(photo.image, photo.segmentation.mask_logits, refine=refine)
-            if not photo.mask.any():
-                raise PhotoError("no subject at the centre: SAM 2's mask is empty", stage="segment")
-            view = paint_background(photo.image, photo.mask)
+            _cut(photo, photo.segmentation, settings)
     with stage("CLIP pixels"):
+        view = _on_white(photo)
+        if photo.mask is not None and settings.clip_view == "crop":
+            view = square_view(view, photo.mask)
         photo.clip_pixels = clip_model.to_pixels(view)
     return photo
+
+
+def _cut(photo: Photo, segmentation: Segmentation, settings: Settings) -> None:
+    mask = subject_mask(photo.image, segmentation.mask_logits, refine=settings.refine)
+    if settings.clean_mask:
+        mask = clean_mask(mask, segmentation.focus.point, settings.clean_mask)
+    region = describe_mask(mask)
+    if region.box is None:
+        raise PhotoError("no subject at the focus: SAM 2's mask is empty", stage="segment")
+    photo.mask, photo.region = mask, region
+    photo.flags = tuple(mask_flags(region, min_area=settings.min_area, max_area=settings.max_area))
+    if photo.flags and settings.strict:
+        why = f"mask of {region.area:.1%} of the photo is {' and '.join(map(_EXPLAINED.get, photo.flags))}"
+        raise NoSubjectError(f"{why}, and --strict keeps none such", stage="segment")
+    if settings.edges == "soft" or settings.feather:
+        soft = settings.edges == "soft"
+        alpha = soft_alpha(mask, segmentation.mask_logits) if soft else 255 * mask.astype(np.uint8)
+        photo.alpha = feather_alpha(alpha, settings.feather) if settings.feather else alpha
+
+
+def _on_white(photo: Photo) -> np.ndarray:
+    return photo.image if photo.mask is None else paint_background(photo.image, photo.mask, alpha=photo.alpha)
 
 
 def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:

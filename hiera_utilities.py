@@ -30,6 +30,11 @@ class Features:
     image_embeddings: Tensor  # (B, C, s, s) float32
     high_res_features: list[Tensor]  # [(B, C / 8, 4 s, 4 s), (B, C / 4, 2 s, 2 s)] float32
 
+    def of(self, row: int) -> Features:
+        """Returns those of one photo, as a batch of one."""
+        rows = slice(row, row + 1)
+        return Features(self.image_embeddings[rows], [level[rows] for level in self.high_res_features])
+
 
 class HieraEncoder(nn.Module):
     """The image encoder of a SAM 2 model, in one precision.

@@ -219,8 +219,8 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _torchs_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     if queries.is_cuda and len(queries) > _CUDA_GRID:
         parts = zip(queries.split(_CUDA_GRID), keys.split(_CUDA_GRID), values.split(_CUDA_GRID), strict=True)
-        return torch.cat([functional.scaled_dot_product_attention(*part, mask) for part in parts])
-    return functional.scaled_dot_product_attention(queries, keys, values, mask)
+        return torch.cat([functional.scaled_dot_product_attention(*part, attn_mask=mask) for part in parts])
+    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 def _attention_together(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -15,20 +15,32 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
-from config_utilities import Compile, Precision, Settings, read_settings
+from config_utilities import (
+    ClipView,
+    Compile,
+    Edges,
+    Precision,
+    Settings,
+    available_presets,
+    read_config,
+    read_settings,
+)
 from errors import ConfigError, OutputError, PromptError, UserError
 from prompt_utilities import DecisionRule, get_prompts
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from clip_utilities import ClipModel
-    from flow_utilities import Photo
+    from dataset_utilities import PhotoFile
+    from flow_utilities import Flow, Photo
+    from focus_utilities import Detector, Focus
     from output_utilities import OutputFolder
     from sam_utilities import Sam2
 
@@ -41,6 +53,7 @@ EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
 
 DRY_RUN_LINES = 20  # photos that --dry-run lists
+DRY_RUN_PROMPTS = 8  # prompts that it shows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(parse_flags(arguments))
         config = settings.config
+        if settings.list_presets:
+            return list_presets()
         with _console(settings) as console, _sigterm_interrupts():
             return dry_run(settings, console) if settings.dry_run else run(settings, console)
     except UserError as error:
@@ -66,7 +81,7 @@ def run(settings: Settings, console: Console) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
     from dataset_utilities import find_photos
     from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
-    from flow_utilities import Flow, cut_photo, label_photos, segment_photos
+    from flow_utilities import Flow
     from output_utilities import OutputFolder
     from pipeline_utilities import measures_devices, stage
     from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
@@ -75,19 +90,21 @@ def run(settings: Settings, console: Console) -> int:
     _seed_everything(settings.seed)
     keep_freed_memory()
     forbid_tf32()
+    point = read_focus(settings)
     machine = select_machine(settings, files)
     leave_cores_to_threads([machine.device, machine.clip_device])
     print_facts(console, _facts(settings, machine, files))
 
     began = time.monotonic()
-    sam2_model, clip_model = load_models(settings, machine)
+    models = load_models(settings, machine)
     print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
     output = OutputFolder(
         folders.output,
-        _deciding_settings(settings, machine, clip_model),
+        _deciding_settings(settings, machine, models),
         items=settings.items,
         overwrite=settings.overwrite,
         threads=_threads(),
+        unknown=folders.unknown if settings.keep_unknown else None,
     )
     if output.done:
         _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
@@ -99,12 +116,7 @@ def run(settings: Settings, console: Console) -> int:
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
             overlap = machine.overlaps and not measures_devices()
             flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads(), overlap=overlap)
-            photos = flow.read(files_found, sam2_model, limit=settings.limit)
-            if sam2_model is not None:  # predict_sam2() cuts them out, ClipModel.process() labels them
-                photos = flow.in_batches(photos, functools.partial(segment_photos, sam2_model, settings.margin))
-            photos = flow.in_threads(photos, functools.partial(cut_photo, clip_model, refine=settings.refine))
-            photos = flow.in_batches(photos, functools.partial(label_photos, clip_model), machine.clip_batch_size)
-            for photo in photos:
+            for photo in do_photos(files_found, flow, settings, machine, models, point=point):
                 write_photo(photo, output, settings, folders.debug)
                 progress.advance()
             if settings.limit is None:
@@ -189,11 +201,85 @@ def select_machine(settings: Settings, photos: int) -> Machine:
     )
 
 
-def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, ClipModel]:
-    """Returns SAM 2 (None with `--no-sam`) and CLIP with its prompts encoded, both loaded once per run."""
+def do_photos(
+    files: Iterator[PhotoFile],
+    flow: Flow,
+    settings: Settings,
+    machine: Machine,
+    models: Models,
+    *,
+    point: Callable[[Photo], Focus | None],
+) -> Iterator[Photo]:
+    """Yields the photos that are still to be done, cut out and labelled."""
+    from flow_utilities import cut_photo, find_subjects, label_photos, segment_photos, verify_subjects
+
+    photos = flow.read(files, models.sam2_model, limit=settings.limit, point=point)
+    if settings.focus == "detector":
+        photos = flow.in_batches(photos, functools.partial(find_subjects, models.detector, settings))
+    if models.sam2_model is not None:  # predict_sam2() cuts them out, ClipModel.process() labels them
+        photos = flow.in_batches(photos, functools.partial(segment_photos, models.sam2_model, settings))
+    photos = flow.in_threads(photos, functools.partial(cut_photo, models.clip_model, settings))
+    if settings.verify_focus:
+        photos = flow.in_batches(photos, functools.partial(verify_subjects, models.detector, settings))
+    return flow.in_batches(photos, functools.partial(label_photos, models.clip_model), machine.clip_batch_size)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is loaded once per run: CLIP with its prompts encoded, SAM 2 but with `--no-sam`, a detector where asked."""
+
+    clip_model: ClipModel
+    sam2_model: Sam2 | None
+    detector: Detector | None
+
+
+def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
+    """Returns what says where SAM 2 is pointed in a photo, as far as no model is asked; None is the centre.
+
+    Raises:
+        ConfigError: The flags ask for what `--focus` does not give, or its file can't be used.
+    """
+    from errors import NoSubjectError
+    from focus_utilities import fixed_focus, parse_focus, read_points, row_focus
+
+    focus = parse_focus(settings.focus)
+    if settings.no_sam and (focus != "center" or settings.verify_focus):
+        flag = "--verify-focus" if focus == "center" else f"--focus {settings.focus}"
+        raise ConfigError(f"{flag}: SAM 2 is off; leave out --no-sam")
+    if settings.require_focus and focus != "detector" and not isinstance(focus, Path):
+        raise ConfigError(
+            f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
+        )
+    if settings.min_area > settings.max_area:
+        raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
+    rows = read_points(focus) if isinstance(focus, Path) else {}
+    strays = [name for name in rows if not Path(settings.dataset_dir, name).exists()]
+    if strays:
+        _LOGGER.warning("%s: %d of its lines name no photo of the dataset, such as %r", focus, len(strays), strays[0])
+
+    def point(photo: Photo) -> Focus | None:
+        height, width = photo.image.shape[:2]
+        if isinstance(focus, tuple):
+            return fixed_focus(width, height, focus)
+        if photo.file.source in rows:
+            return row_focus(rows[photo.file.source], width, height)
+        if settings.require_focus and isinstance(focus, Path):
+            raise NoSubjectError(f"no subject: {focus.name} has no line for it", stage="focus")
+        return None
+
+    return point
+
+
+def load_models(settings: Settings, machine: Machine) -> Models:
+    """Returns what the settings ask for."""
     from clip_utilities import ClipModel
+    from focus_utilities import check_labels, load_detector
     from sam_utilities import load_sam2
 
+    detector = None
+    if settings.focus == "detector" or settings.verify_focus:
+        detector = load_detector(settings.detector, machine.device, show_progress=not settings.quiet)
+        check_labels(detector, settings.focus_labels or (), flag="--focus-labels")
     clip_model = ClipModel(
         settings.clip_model,
         machine.clip_device,
@@ -204,7 +290,7 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, Clip
         show_progress=not settings.quiet,
     )
     if settings.no_sam:
-        return None, clip_model
+        return Models(clip_model, None, detector)
     sam2_model = load_sam2(
         settings.sam_model,
         settings.sam_config,
@@ -213,22 +299,32 @@ def load_models(settings: Settings, machine: Machine) -> tuple[Sam2 | None, Clip
         compiled=machine.compiled,
         show_progress=not settings.quiet,
     )
-    return sam2_model, clip_model
+    return Models(clip_model, sam2_model, detector)
 
 
 def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
     """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
-    from mask_utilities import cut_out
+    from mask_utilities import crop_box
     from output_utilities import photo_record, write_atomically
 
-    label, segmentation = photo.label, photo.segmentation
-    draw = functools.partial(cut_out, photo.image, photo.mask, settings.background)
-    record = functools.partial(photo_record, label, segmentation, photo.mask, photo.image.shape, seconds=photo.seconds)
-    output.write(photo.file, draw, record())
+    label, segmentation, region = photo.label, photo.segmentation, photo.region
+    box = None
+    if settings.crop and region is not None:
+        box = crop_box(region.box, photo.image.shape[:2], padding=settings.padding, square=settings.square)
+    draw = functools.partial(_draw, photo, settings.background)
+    record = photo_record(
+        label, segmentation, region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=box
+    )
+    output.write(photo.file, functools.partial(_draw, photo, settings.background, box), record)
 
     scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
     if segmentation is not None:
         scores += f", mask {segmentation.score:.3f}"
+        if segmentation.focus.by in ("grid", "detector"):
+            focus = segmentation.focus
+            scores += f", {focus.label or focus.by} {focus.confidence:.3f}"
+    if photo.flags:
+        scores += f", {' '.join(photo.flags)}"
     _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, photo.seconds)
     if settings.debug:
         from inspection_utilities import draw_inspection, encode_jpeg
@@ -238,6 +334,8 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
             draw(),
             mask=photo.mask,
             points=None if segmentation is None else segmentation.points,
+            focus_box=None if segmentation is None else segmentation.focus.box,
+            crop_box=box,
             top_items=label.top_items,
             caption=scores,
         )
@@ -246,6 +344,14 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
             write_atomically(path, encode_jpeg(picture))
         except OSError as error:
             raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
+
+
+def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """Returns a photo's cut-out, (h, w, 4) uint8 RGBA, or the part of it that a box (x0, y0, x1, y1) shows."""
+    from mask_utilities import background_rgba, crop, cut_out
+
+    picture = cut_out(photo.image, photo.mask, background, alpha=photo.alpha)
+    return picture if box is None else crop(picture, box, background_rgba(background))
 
 
 def dry_run(settings: Settings, console: Console) -> int:
@@ -257,6 +363,7 @@ def dry_run(settings: Settings, console: Console) -> int:
     from report_utilities import count_of, print_facts
 
     folders, files = check_folders(settings)
+    read_focus(settings)
     prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
     tokenize(prompts)  # says which prompt is too long
 
@@ -268,10 +375,14 @@ def dry_run(settings: Settings, console: Console) -> int:
         "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
         "SAM 2": "off: photos stay uncut" if settings.no_sam else describe(settings.sam_model, SAM2_CHECKPOINTS),
         "CLIP": describe(settings.clip_model, clip_checkpoints()),
-        "prompts": f"{_count_prompts(settings)}, such as {prompts[0]!r} and {prompts[-1]!r}",
+        "focus": settings.focus,
+        "prompts": _count_prompts(settings),
         "output": settings.output,
     }
     print_facts(console, facts)
+    shown = min(DRY_RUN_PROMPTS, len(prompts))
+    for index in range(shown):
+        print_facts(console, {"CLIP is asked": repr(prompts[index * len(prompts) // shown])})
     if not files:
         return _say_no_photos(settings)
     files = min(files, settings.limit or files)
@@ -280,6 +391,20 @@ def dry_run(settings: Settings, console: Console) -> int:
         print_facts(console, {f"{photo.source} ->": plan})
     if files > DRY_RUN_LINES:
         console.print(f"... and {files - DRY_RUN_LINES} more", highlight=False)
+    return EXIT_COMPLETE
+
+
+def list_presets() -> int:
+    """Prints the presets with their prompts, and returns the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("--preset", "prompts", "items", "for --focus detector")
+    for name, path in available_presets().items():
+        values = read_config(path)
+        prompts = get_prompts(values["prefixes"], values["items"], values["postfixes"])
+        table.add_row(name, str(len(prompts)), ", ".join(values["items"]), ", ".join(values["focus_labels"] or ()))
+    Console().print(table)
     return EXIT_COMPLETE
 
 
@@ -309,6 +434,8 @@ def build_parser() -> argparse.ArgumentParser:
     what = "prefixes, items and postfixes of the prompts, and any flag's value under its long name with underscores"
     where = f"./{default.config}, else the one that comes with the program"
     flag("--config", metavar="FILE", help=f"{what}; flags override it (default: {where})")
+    flag("--preset", metavar="NAME", help="in place of --config, lists for another kind of things; see --list-presets")
+    flag("--list-presets", action="store_true", help="show the presets with their items, and do nothing")
     what = "white, transparent or #rrggbb; CLIP always sees the subject on white"
     flag("--background", metavar="COLOUR", help=f"{what} (default: {default.background})")
     flag("--no-sam", "-x", action="store_true", help="classify the whole photo and write it uncut")
@@ -330,12 +457,12 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--clip-model", "-m", metavar="MODEL", help=f"{what} (default: {default.clip_model})")
     what = "how far the two supporting points of pass 2 lie from the centre, as a fraction of the shorter side"
     flag("--margin", "--mask-threshold", type=float, metavar="M", help=f"{what} (default: {default.margin})")
-    what = "let GrabCut move the outlines to the photo's own edges (default: on with --micro, else off)"
-    flag("--refine", action=argparse.BooleanOptionalAction, help=what)
     what = "top-prompt: the item of the best prompt; item-sum: probabilities summed per item; ensemble: mean text "
     what += f"feature per item (default: {default.decision})"
     flag("--decision", choices=get_args(DecisionRule), help=what)
 
+    _add_focus_flags(parser)
+    _add_mask_flags(parser)
     _add_machine_flags(parser)
 
     flag = parser.add_argument_group("what is shown").add_argument
@@ -345,6 +472,56 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--quiet", action="store_true", help="errors only")
     flag("--log", metavar="FILE", help="append everything to a plain-text log")
     return parser
+
+
+def _add_focus_flags(parser: argparse.ArgumentParser) -> None:
+    default = Settings
+    flag = parser.add_argument_group("focus: where SAM 2 is pointed").add_argument
+    what = "center; X,Y as fractions of width and height, such as 0.4,0.6; FILE.csv with file_name,x,y and perhaps "
+    what += (
+        "x0,y0,x1,y1 of each photo, in pixels or fractions; grid: nine points are tried, the one with the best mask "
+    )
+    what += f"wins; detector: an object detector finds the subject (default: {default.focus})"
+    flag("--focus", metavar="FOCUS", help=what)
+    what = (
+        "of --focus detector: a model of torchvision.models.detection, downloaded on first use, or yolo:FILE.pt with "
+    )
+    flag("--detector", metavar="MODEL", help=f"{what}ultralytics installed (default: {default.detector})")
+    what = "what the detector may find, such as car,truck (default: focus_labels of the config, else anything)"
+    flag("--focus-labels", type=_labels, metavar="LABELS", help=what)
+    what = f"confidence from which a detection counts (default: {default.focus_threshold:g})"
+    flag("--focus-threshold", type=float, metavar="P", help=what)
+    what = "set photos aside that the detector finds nothing in, or the .csv leaves out, instead of taking the centre"
+    flag("--require-focus", action="store_true", help=what)
+    flag("--verify-focus", action="store_true", help="the detector must find the subject in the cut-out, too")
+    flag("--keep-unknown", action="store_true", help="copy the photos that are set aside to <output>-unknown/")
+
+
+def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
+    default = Settings
+    flag = parser.add_argument_group("masks and cut-outs").add_argument
+    what = "let GrabCut move the outlines to the photo's own edges (default: on with --micro, else off)"
+    flag("--refine", action=argparse.BooleanOptionalAction, help=what)
+    what = "fill holes and drop islands of at most this fraction of the subject (without a number: 0.02)"
+    flag("--clean-mask", type=float, nargs="?", const=0.02, metavar="F", help=f"{what} (default: off)")
+    what = "soft: the outline fades as SAM 2 is unsure of it, blended or in the alpha channel"
+    flag("--edges", choices=get_args(Edges), help=f"{what} (default: {default.edges})")
+    flag("--feather", type=float, metavar="PX", help="soften the outline by so many pixels (default: 0)")
+    flag("--crop", action="store_true", help="write only the part of the photo around the subject")
+    what = f"around it with --crop, as a fraction of its longer side (default: {default.padding:g})"
+    flag("--padding", type=float, metavar="F", help=what)
+    flag("--square", action="store_true", help="with --crop, a square, filled up with the background")
+    what = "what CLIP sees: the whole photo's central square, or the subject's box as a square"
+    flag("--clip-view", choices=get_args(ClipView), help=f"{what} (default: {default.clip_view})")
+    what = "flag masks below this fraction of the photo as small"
+    flag("--min-area", type=float, metavar="F", help=f"{what} (default: {default.min_area:g})")
+    what = "flag masks above it as large"
+    flag("--max-area", type=float, metavar="F", help=f"{what} (default: {default.max_area:g})")
+    flag("--strict", action="store_true", help="set flagged masks aside: small, large, or at all four borders")
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    return tuple(label.strip() for label in text.split(","))
 
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
@@ -381,11 +558,12 @@ class Folders:
     dataset: Path
     output: Path
     debug: Path
+    unknown: Path
 
     @property
     def own(self) -> list[Path]:
         """The folders that are no photos even where they lie inside the dataset."""
-        return [self.output, self.debug]
+        return [self.output, self.debug, self.unknown]
 
 
 def check_folders(settings: Settings) -> tuple[Folders, int]:
@@ -394,9 +572,10 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
     from output_utilities import check_output, sibling
 
     output = Path(settings.output)
-    folders = Folders(Path(settings.dataset_dir), output, sibling(output, "debug"))
+    folders = Folders(Path(settings.dataset_dir), output, sibling(output, "debug"), sibling(output, "unknown"))
     files = count_files(folders.dataset, exclude=folders.own)
-    check_output(output, folders.dataset, side_folders=[folders.debug] if settings.debug else [])
+    sides = [(folders.debug, settings.debug), (folders.unknown, settings.keep_unknown)]
+    check_output(output, folders.dataset, side_folders=[folder for folder, used in sides if used])
     return folders, files
 
 
@@ -407,13 +586,21 @@ def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
     return {
         "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
         "SAM 2": "off: photos stay uncut" if settings.no_sam else sam2,
+        **({} if settings.focus == "center" else {"focus": _describe_focus(settings)}),
         "CLIP": f"{settings.clip_model} on {machine.clip_device}, {machine.clip_precision}",
         "prompts": f"{_count_prompts(settings)}, decided by {settings.decision}",
         "output": settings.output,
     }
 
 
-def _deciding_settings(settings: Settings, machine: Machine, clip_model: ClipModel) -> dict[str, Any]:
+def _describe_focus(settings: Settings) -> str:
+    if settings.focus != "detector":
+        return settings.focus
+    labels = ", ".join(settings.focus_labels or ("anything",))
+    return f"{settings.detector}, {labels} from {settings.focus_threshold:g}"
+
+
+def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> dict[str, Any]:
     """Returns the settings that decide results: a run goes on only with the same. Files count by their contents."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
     from sam_utilities import config_name, find_config
@@ -422,14 +609,37 @@ def _deciding_settings(settings: Settings, machine: Machine, clip_model: ClipMod
         name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
     }
     deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
-    deciding["clip_weights"] = clip_model.digest
+    deciding["clip_weights"] = models.clip_model.digest
     deciding["clip_precision"] = machine.clip_precision
     if not settings.no_sam:
         sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
         config_path = find_config(settings.sam_config or config_name(settings.sam_model))
         deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
         deciding |= {"sam_precision": machine.precision, "margin": settings.margin, "refine": settings.refine}
+    # Only what was asked for: an output made before a flag was invented goes on.
+    deciding |= {
+        name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)
+    }
+    if settings.focus.endswith(".csv"):
+        deciding["focus"] = file_digest(Path(settings.focus))
+    if models.detector is not None:
+        deciding |= {"detector_weights": models.detector.digest, "focus_labels": settings.focus_labels}
+        deciding["focus_threshold"] = settings.focus_threshold
     return deciding
+
+
+_OPTIONAL = (
+    "focus",
+    "require_focus",
+    "verify_focus",
+    "clean_mask",
+    "edges",
+    "feather",
+    "min_area",
+    "max_area",
+    "strict",
+)
+_OPTIONAL += ("crop", "padding", "square", "clip_view")
 
 
 def _count_prompts(settings: Settings) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dataset_utilities import PhotoFile, alternative_name
 from errors import OutputError
-from mask_utilities import bounding_box
+from mask_utilities import Region
 from pipeline_utilities import stage
 from png_utilities import encode_png
 from prompt_utilities import Label
@@ -86,6 +86,7 @@ class OutputFolder:
         items: The items that photos can be given.
         overwrite: Delete what an earlier run has written, and start over.
         threads: How many PNGs are encoded at once.
+        unknown: Where photos are copied to that are set aside; nowhere where None.
 
     Raises:
         OutputError: The folder can't be written, or was made with other settings.
@@ -99,11 +100,13 @@ class OutputFolder:
         items: Sequence[str],
         overwrite: bool = False,
         threads: int = 2,
+        unknown: Path | None = None,
     ) -> None:
         self.path = output
         self.counts: Counter[str] = Counter()  # photos per item, those of earlier runs included
         self.skipped = 0  # files of this run that hold no image
         self._items = tuple(items)
+        self._unknown = unknown
         self._failed_now: set[str] = set()
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
         self._pending: deque[tuple[Future[None], PhotoFile, dict[str, Any]]] = deque()
@@ -163,6 +166,18 @@ class OutputFolder:
         self._failures[source] = failure
         self._failed_now.add(source)
         self._append(self._failures_file, failure)
+
+    def set_aside(self, photo: PhotoFile) -> None:
+        """Copies a photo to the folder of those without a subject, where there is to be one; see `fail`, too."""
+        if self._unknown is None:
+            return
+        path = (self._unknown / photo.name).with_suffix(photo.path.suffix)
+        try:
+            write_atomically(path, photo.path.read_bytes())
+        except OSError as error:
+            raise OutputError(
+                f"{path}: can't be written: {error.strerror}; make room, or leave out --keep-unknown"
+            ) from None
 
     def finish(self) -> None:
         """Says that every photo has been tried: earlier failures stand no longer, and strange PNGs are named."""
@@ -317,20 +332,26 @@ class OutputFolder:
 def photo_record(
     label: Label,
     segmentation: Segmentation | None,
-    mask: np.ndarray | None,
+    region: Region | None,
     shape_hwc: tuple[int, ...],
     *,
     seconds: float,
+    flags: Sequence[str] = (),
+    crop: tuple[int, int, int, int] | None = None,
 ) -> dict[str, Any]:
     """Returns what metadata.jsonl says of a photo, but for its names.
 
     Args:
         label: What CLIP says.
         segmentation: What SAM 2 says; None where the photo was not cut.
-        mask: (H, W) bool, the subject; None where the photo was not cut.
-        shape_hwc: Of the photo and its cut-out.
+        region: What can be said of its mask; None where the photo was not cut.
+        shape_hwc: Of the photo.
         seconds: The models' time for its batch, divided by the photos in it.
+        flags: What is doubtful about it.
+        crop: The part (x0, y0, x1, y1) of the photo that its cut-out shows; None where that is all of it.
     """
+    focus = None if segmentation is None else segmentation.focus
+    confidence = None if focus is None else focus.confidence
     return {
         "label": label.item,
         "prompt": label.prompt,
@@ -339,12 +360,17 @@ def photo_record(
         "runner_up": label.runner_up,
         "margin": round(label.margin, 6),
         "mask_score": None if segmentation is None else round(segmentation.score, 6),
-        "mask_area": None if mask is None else round(np.count_nonzero(mask) / mask.size, 6),
-        "box": None if mask is None else bounding_box(mask),
+        "mask_area": None if region is None else round(region.area, 6),
+        "box": None if region is None else region.box,
         "points": None if segmentation is None else segmentation.points.tolist(),
+        "focus": None if focus is None else focus.by,
+        "focus_label": None if focus is None else focus.label,
+        "focus_confidence": None if confidence is None else round(confidence, 6),
+        "focus_box": None if focus is None or focus.box is None else [round(each, 1) for each in focus.box],
+        "crop": crop,
         "width": shape_hwc[1],
         "height": shape_hwc[0],
-        "flags": [],
+        "flags": list(flags),
         "seconds": round(seconds, 4),
     }
 

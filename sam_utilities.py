@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from pipeline_utilities import stage
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from focus_utilities import Focus
     from hiera_utilities import Features, HieraEncoder
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "sam2" / "configs"
@@ -36,7 +37,10 @@ _LOGIT_LIMIT = 32.0  # SAM2ImagePredictor clamps the logits that it hands back a
 # IoU of 0.99 with that of fp32.
 _LOGIT_DOUBT = 0.007  # of the standard deviation
 _IOU_DOUBT = 0.004
+_FOCUS_DOUBT = 0.01  # of the score of a focus
 _SAME_MASK = 0.985  # IoU of the probabilities of two candidates, from which it does not matter which is chosen
+
+BOX_LABELS = (2, 3)  # SAM's prompt encoder: upper left corner, lower right corner
 
 # A GPU's antialiasing has a limit (torchvision #7671); photos that shrink by more do so on the CPU.
 _MOST_SHRUNK_ON_GPU = 16
@@ -51,12 +55,14 @@ class Segmentation:
     Attributes:
         mask_logits: (h, w) float32 for the whole photo at the network's resolution, positive on the subject.
         score: SAM 2's own prediction of the mask's IoU, about 0 to 1.
-        points: (3, 2) int64, the points (x, y) in pixels that pass 2 was given: the centre and two supports.
+        points: (3, 2) int64, the points (x, y) in pixels that pass 2 was given: the focus and two supports.
+        focus: Where SAM 2 was pointed.
     """
 
     mask_logits: np.ndarray
     score: float
     points: np.ndarray
+    focus: Focus
 
 
 @dataclass(frozen=True)
@@ -275,59 +281,179 @@ def predict_sam2(
     sam2_model: Sam2,
     mask_threshold: float = 0.05,
     *,
+    focuses: Sequence[Focus] | None = None,
+    grid: bool = False,
     pixels: Sequence[Tensor] | None = None,
     fill: int = 0,
 ) -> list[Segmentation]:
-    """Returns the central subject of each photo, found in two passes over the whole batch.
+    """Returns the subject of each photo, found in two passes over the whole batch.
 
-    Pass 1 gives SAM 2 the centre of the photo and takes the best of three masks. Pass 2 gives it that mask, the
-    centre and two supporting points, to its lower right and left, and takes one mask. Photo by photo
-    the same as `SAM2ImagePredictor.predict`, called twice; here both passes and the encoder are one call each.
+    Pass 1 gives SAM 2 the focus, usually the centre of the photo, and takes the best of three masks. Pass 2 gives it
+    that mask, the focus and two supporting points, to its lower right and left, and takes one mask. Photo by photo the
+    same as `SAM2ImagePredictor.predict`, called twice; here both passes and the encoder are one call each.
 
     Args:
         images: B photos, each (H, W, 3) uint8 RGB; their sizes may differ.
         sam2_model: From `load_sam2`.
         mask_threshold: The margin of pass 2 as a fraction of the photo's shorter side, in [0, 0.5).
+        focuses: Where SAM 2 is pointed, one for each photo; the centres where None. A box is given in both passes.
+        grid: Try nine points of each photo instead, and go on with the one whose mask `mask_scores` likes best.
         pixels: The photos as `to_pixels` makes them, where that is done already.
         fill: Repeat the last photo so often inside the models: a batch that is smaller than the others has other
             last digits, and a compiled encoder takes one size.
     """
     import torch
 
+    from focus_utilities import Focus, centre_focus, grid_points
+
     sizes_wh = [(image.shape[1], image.shape[0]) for image in images]
-    points = [centre_points(width, height, mask_threshold) for width, height in sizes_wh]
+    if grid:
+        tried = [[Focus("grid", (int(x), int(y))) for x, y in grid_points(*size_wh)] for size_wh in sizes_wh]
+    else:
+        tried = [[focus] for focus in focuses or [centre_focus(*size_wh) for size_wh in sizes_wh]]
+    points = [
+        np.stack([focus_points(focus.point, size_wh, mask_threshold) for focus in some])
+        for some, size_wh in zip(tried, sizes_wh, strict=True)
+    ]
     with torch.inference_mode():
         if pixels is None:
             pixels = [to_pixels(image, sam2_model.image_size, sam2_model.device) for image in images]
-        batch = torch.stack([each.to(sam2_model.device) for each in [*pixels, *pixels[-1:] * fill]])
-        coordinates = _to_model_frame([*points, *points[-1:] * fill], [*sizes_wh, *sizes_wh[-1:] * fill], sam2_model)
-        mask_logits, scores, doubtful = _two_passes(batch, coordinates, sam2_model, sam2_model.encoder)
+        rows = [*range(len(images)), *[len(images) - 1] * fill]
+        batch = torch.stack([pixels[row].to(sam2_model.device) for row in rows])
+        boxes = [some[0].box for some in tried]
+        prompts = _to_model_frame(points, boxes, sizes_wh, sam2_model).of(rows)
+        found = _two_passes(batch, prompts, sam2_model, sam2_model.encoder)
         if sam2_model.exact_encoder is not None:
-            for index in doubtful[: len(images)].nonzero():  # each alone: rounding depends on the size of a batch
-                exact = _two_passes(batch[index], coordinates[index], sam2_model, sam2_model.exact_encoder)
-                mask_logits[index], scores[index] = exact[0], exact[1]
-        found = len(images)
-        results = zip(mask_logits[:found].cpu().numpy(), scores[:found].tolist(), points, strict=True)
-    return [Segmentation(logits, score, photo_points) for logits, score, photo_points in results]
+            for row in found.doubtful[: len(images)].nonzero()[:, 0].tolist():
+                # Each alone: rounding depends on the size of a batch.
+                exact = _two_passes(batch[row : row + 1], prompts.of([row]), sam2_model, sam2_model.exact_encoder)
+                found.replace(row, exact)
+        all_logits, scores = found.mask_logits.cpu().numpy(), found.scores.tolist()
+        chosen, confidences = found.chosen.tolist(), found.confidences.tolist()
+    results = []
+    for row, some in enumerate(tried):
+        focus = some[chosen[row]]
+        if grid:
+            focus = replace(focus, confidence=confidences[row])
+        results.append(Segmentation(all_logits[row], scores[row], points[row][chosen[row]], focus))
+    return results
 
 
-def _two_passes(
-    pixels: Tensor, coordinates: Tensor, sam2_model: Sam2, encoder: HieraEncoder
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the final mask logits (B, h, w), their IoU predictions (B,), and which choices are doubtful (B,)."""
+@dataclass(frozen=True)
+class _Prompts:
+    """What SAM 2 is told of B photos, in the model's frame.
+
+    Attributes:
+        points: (B, G, 3, 2) float32, for each of the G foci to choose from the focus and its two supports.
+        boxes: (B, 2, 2) float32, upper left and lower right corner; 0 where there is none.
+        boxed: Which photos have a box.
+    """
+
+    points: Tensor
+    boxes: Tensor
+    boxed: tuple[bool, ...]
+
+    def of(self, rows: Sequence[int]) -> _Prompts:
+        """Returns the prompts of some photos."""
+        return _Prompts(self.points[rows], self.boxes[rows], tuple(self.boxed[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What two passes find in B photos."""
+
+    mask_logits: Tensor  # (B, h, w) float32
+    scores: Tensor  # (B,) float32, predicted IoU
+    chosen: Tensor  # (B,) int64, which focus
+    confidences: Tensor  # (B,) float32, in that focus
+    doubtful: Tensor  # (B,) bool: whether rounding may have chosen
+
+    def replace(self, row: int, other: _Found) -> None:
+        """Puts the only photo of another result into a row of this one."""
+        for mine, others in (
+            (self.mask_logits, other.mask_logits),
+            (self.scores, other.scores),
+            (self.chosen, other.chosen),
+            (self.confidences, other.confidences),
+        ):
+            mine[row] = others[0]
+
+
+def _two_passes(pixels: Tensor, prompts: _Prompts, sam2_model: Sam2, encoder: HieraEncoder) -> _Found:
     import torch
 
     with stage("encoder again, in fp32" if encoder is sam2_model.exact_encoder else "encoder", synchronize=True):
         features = encode_pixels(pixels, encoder)
     with stage("decoder", synchronize=True):
-        mask_logits, iou_predictions = decode_masks(sam2_model, features, coordinates[:, :1], mask_prompt=None)
         rows = torch.arange(len(pixels), device=pixels.device)
-        best = 1 + iou_predictions[:, 1:].argmax(dim=1)
-        mask_prompt = mask_logits[rows, best][:, None].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)  # (B, 1, h, w)
-        candidates, iou_predictions = decode_masks(sam2_model, features, coordinates, mask_prompt=mask_prompt)
+        if prompts.points.shape[1] == 1:
+            mask_logits, iou_predictions = _decode(sam2_model, features, prompts, prompts.points[:, 0, :1])
+            best = 1 + iou_predictions[:, 1:].argmax(dim=1)
+            first, chosen, confidences = mask_logits[rows, best], torch.zeros_like(rows), iou_predictions[rows, best]
+            unsure = torch.zeros_like(rows, dtype=torch.bool)
+        else:
+            first, chosen, confidences, unsure = _choose_focus(sam2_model, features, prompts.points[:, :, :1])
+        mask_prompt = first[:, None].clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)  # (B, 1, h, w)
+        points = prompts.points[rows, chosen]
+        candidates, iou_predictions = _decode(sam2_model, features, prompts, points, mask_prompt)
         decoder = sam2_model.sam_mask_decoder
         mask_logits, scores = decoder._dynamic_multimask_via_stability(candidates, iou_predictions)
-        return mask_logits[:, 0], scores[:, 0], doubtful_choices(candidates, iou_predictions, decoder)
+        doubtful = unsure | doubtful_choices(candidates, iou_predictions, decoder)
+        return _Found(mask_logits[:, 0], scores[:, 0], chosen, confidences, doubtful)
+
+
+def _decode(
+    sam2_model: Sam2, features: Features, prompts: _Prompts, points: Tensor, mask_prompt: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Runs one pass with points (B, N, 2), and with the boxes of the photos that have one; see `decode_masks`.
+
+    Photos with and without a box differ in the number of prompts: where a batch has both, it is decoded both ways, so
+    that a photo's last digits do not depend on its neighbours. The decoder is a hundredth of the encoder.
+    """
+    import torch
+
+    results = []
+    if not all(prompts.boxed):
+        results.append(decode_masks(sam2_model, features, points, mask_prompt=mask_prompt))
+    if any(prompts.boxed):
+        with_box = torch.cat([prompts.boxes, points], dim=1)
+        labels = BOX_LABELS + (1,) * points.shape[1]
+        results.append(decode_masks(sam2_model, features, with_box, mask_prompt=mask_prompt, labels=labels))
+    if len(results) == 1:
+        return results[0]
+    boxed = torch.tensor(prompts.boxed, device=points.device)
+    (plain_logits, plain_ious), (box_logits, box_ious) = results
+    return torch.where(boxed[:, None, None, None], box_logits, plain_logits), torch.where(
+        boxed[:, None], box_ious, plain_ious
+    )
+
+
+def _choose_focus(sam2_model: Sam2, features: Features, foci: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns pass 1 from the best of G foci, (B, G, 1, 2), each photo's in one call of the decoder.
+
+    The mask of a focus is the best of its three; `focus_utilities.mask_scores` compares the foci.
+
+    Returns:
+        That mask's logits, (B, h, w), which focus it is, (B,), its score, (B,), and whether rounding may have chosen.
+    """
+    import torch
+
+    from focus_utilities import mask_scores
+
+    results = []
+    for row, points in enumerate(foci):
+        mask_logits, iou_predictions = decode_masks(sam2_model, features.of(row), points, mask_prompt=None)
+        best = 1 + iou_predictions[:, 1:].argmax(dim=1)
+        numbers = torch.arange(len(points), device=points.device)
+        mask_logits = mask_logits[numbers, best]  # (G, h, w)
+        scores = mask_scores(mask_logits, iou_predictions[numbers, best])
+        score, chosen = scores.max(dim=0)
+        masks = mask_logits.flatten(1).sigmoid()
+        union = torch.maximum(masks, masks[chosen]).sum(dim=1)
+        others = torch.minimum(masks, masks[chosen]).sum(dim=1) < _SAME_MASK * union
+        results.append((mask_logits[chosen], chosen, score, (others & (scores > score - _FOCUS_DOUBT)).any()))
+    mask_logits, chosen, scores, unsure = map(torch.stack, zip(*results, strict=True))
+    return mask_logits, chosen, scores, unsure
 
 
 def doubtful_choices(candidates: Tensor, iou_predictions: Tensor, mask_decoder: Any) -> Tensor:
@@ -363,14 +489,15 @@ def doubtful_choices(candidates: Tensor, iou_predictions: Tensor, mask_decoder: 
     return unsure_stability | (~stable(delta + doubt) & rivals.any(dim=1))
 
 
-def centre_points(width: int, height: int, mask_threshold: float) -> np.ndarray:
-    """Returns the centre of a photo and its two supporting points as (3, 2) int64 (x, y) in pixels.
+def focus_points(focus: tuple[int, int], size_wh: tuple[int, int], mask_threshold: float) -> np.ndarray:
+    """Returns a focus and its two supporting points as (3, 2) int64 (x, y) in pixels, all inside the photo.
 
-    The first is pass 1's only point; all three are pass 2's. They lie inside the photo for margins below 0.5.
+    The first is pass 1's only point; all three are pass 2's.
     """
-    x, y = width // 2, height // 2
+    (x, y), (width, height) = focus, size_wh
     margin = int(min(width, height) * mask_threshold)
-    return np.array([[x, y], [x + margin, y + margin], [x - margin, y + margin]])
+    points = np.array([[x, y], [x + margin, y + margin], [x - margin, y + margin]])
+    return points.clip(0, (width - 1, height - 1))
 
 
 def to_pixels(image: np.ndarray, image_size: int, device: str = "cpu") -> Tensor:
@@ -418,41 +545,63 @@ def encode_pixels(pixels: Tensor, encoder: HieraEncoder) -> Features:
     return Features(coarse, [fine, middle])
 
 
-def _to_model_frame(points: Sequence[np.ndarray], sizes_wh: Sequence[tuple[int, int]], sam2_model: Sam2) -> Tensor:
-    """Returns the points of B photos, (B, N, 2) float32, scaled from pixels to the model's square frame."""
+def _to_model_frame(
+    points: Sequence[np.ndarray],
+    boxes: Sequence[tuple[float, float, float, float] | None],
+    sizes_wh: Sequence[tuple[int, int]],
+    sam2_model: Sam2,
+) -> _Prompts:
+    """Returns the prompts of B photos, scaled from pixels to the model's square frame.
+
+    Args:
+        points: (G, 3, 2) of each photo.
+        boxes: (x0, y0, x1, y1) of each photo, or None.
+        sizes_wh: Of the photos in pixels.
+        sam2_model: Whose frame.
+    """
     import torch
 
-    pixels = torch.tensor(np.stack(points), dtype=torch.float32, device=sam2_model.device)
-    sizes = torch.tensor(sizes_wh, dtype=torch.float32, device=sam2_model.device)
-    return pixels / sizes[:, None] * sam2_model.image_size
+    def scaled(pixels: np.ndarray) -> Tensor:
+        return torch.tensor(pixels, dtype=torch.float32, device=sam2_model.device) / sizes * sam2_model.image_size
+
+    sizes = torch.tensor(sizes_wh, dtype=torch.float32, device=sam2_model.device)[:, None]
+    corners = np.array([(0.0,) * 4 if box is None else box for box in boxes]).reshape(-1, 2, 2)
+    scaled_points = scaled(np.stack(points).reshape(len(points), -1, 2)).unflatten(1, (-1, 3))
+    return _Prompts(scaled_points, scaled(corners), tuple(box is not None for box in boxes))
 
 
 def decode_masks(
-    sam2_model: Sam2, features: Features, coordinates: Tensor, *, mask_prompt: Tensor | None
+    sam2_model: Sam2,
+    features: Features,
+    coordinates: Tensor,
+    *,
+    mask_prompt: Tensor | None,
+    labels: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Runs one pass of the mask decoder over the batch.
+    """Runs one pass of the mask decoder, over a batch of photos or over many prompts for one.
 
     Returns the mask logits (B, 4, h, w) and IoU predictions (B, 4), float32, of all candidates: the single mask first,
     then the three that `multimask_output` means.
 
     Args:
         sam2_model: Its prompt encoder, mask decoder and position encoding are used.
-        features: From `encode_pixels`.
-        coordinates: (B, N, 2) float32 points on the subject in the model's frame.
+        features: From `encode_pixels`, of B photos or of one.
+        coordinates: (B, N, 2) float32 points in the model's frame.
         mask_prompt: (B, 1, h, w) float32 logits, or None.
+        labels: What each of the N points is: 1 on the subject (all, where None), 2 and 3 a box's corners.
     """
     import torch
 
-    labels = torch.ones(coordinates.shape[:2], dtype=torch.int, device=coordinates.device)  # 1: on the subject
+    kinds = torch.tensor(labels or [1] * coordinates.shape[1], dtype=torch.int, device=coordinates.device)
     sparse_embeddings, dense_embeddings = sam2_model.sam_prompt_encoder(
-        points=(coordinates, labels), boxes=None, masks=mask_prompt
+        points=(coordinates, kinds.expand(len(coordinates), -1)), boxes=None, masks=mask_prompt
     )
     mask_logits, iou_predictions, _, _ = sam2_model.sam_mask_decoder.predict_masks(
         image_embeddings=features.image_embeddings,
         image_pe=sam2_model.dense_pe,
         sparse_prompt_embeddings=sparse_embeddings,
         dense_prompt_embeddings=dense_embeddings,
-        repeat_image=False,  # the batch holds one prompt set per photo, not many for one
+        repeat_image=len(features.image_embeddings) < len(coordinates),
         high_res_features=features.high_res_features,
     )
     return mask_logits, iou_predictions

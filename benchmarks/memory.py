@@ -33,7 +33,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sam2vit-benchmark-") as folder:
         photos, output = Path(folder, "photos"), Path(folder, "output")
-        save_photos(photos, (*[SMALL] * 24, LARGE) if arguments.large else (SMALL,), arguments.photos)
+        sizes_wh = (*[SMALL] * 24, LARGE) if arguments.large else (SMALL,)
+        save_photos(photos, sizes_wh, arguments.photos, Path(folder, "scenes"))
         samples = watch(photos, output, arguments.photos)
     marks = [FIRST, *range(500, arguments.photos, 500), arguments.photos]
     figures = {mark: max(rss for done, rss in samples if mark - _WINDOW <= done <= mark) for mark in marks}

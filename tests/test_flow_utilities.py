@@ -6,20 +6,27 @@ import numpy as np
 import pytest
 
 from clip_utilities import ClipModel
+from config_utilities import Settings
 from conftest import make_image
-from errors import PhotoError
-from flow_utilities import Flow, Photo, cut_photo
+from errors import NoSubjectError, PhotoError
+from flow_utilities import Flow, Photo, cut_photo, find_subjects, verify_subjects
+from focus_utilities import Detection, Focus
 from sam_utilities import Segmentation
+
+POINTS = np.zeros((3, 2), int)
 
 
 class Records:
     """What a flow asks of the output and of the progress."""
 
     def __init__(self):
-        self.failures, self.advanced, self.skipped = [], 0, 0
+        self.failures, self.advanced, self.skipped, self.aside = [], 0, 0, []
 
     def fail(self, source, reason, *, stage):
         self.failures.append((source, reason, stage))
+
+    def set_aside(self, photo):
+        self.aside.append(photo.source)
 
     def advance(self):
         self.advanced += 1
@@ -133,8 +140,8 @@ def test_clip_sees_the_subject_on_white(clip_model):
     [photo] = make_photos(1)
     logits = np.full((8, 8), -9.0, np.float32)
     logits[2:6, 2:6] = 9.0
-    photo.segmentation = Segmentation(logits, 0.9, np.zeros((3, 2), int))
-    cut_photo(clip_model, photo, refine=False)
+    photo.segmentation = Segmentation(logits, 0.9, POINTS, Focus("center", (48, 32)))
+    cut_photo(clip_model, Settings(), photo)
     white = photo.image.copy()
     white[~photo.mask] = 255
     assert 0.2 < photo.mask.mean() < 0.3
@@ -143,13 +150,113 @@ def test_clip_sees_the_subject_on_white(clip_model):
 
 def test_a_photo_that_stays_uncut_is_seen_whole(clip_model):
     [photo] = make_photos(1)
-    cut_photo(clip_model, photo, refine=False)
+    cut_photo(clip_model, Settings(), photo)
     assert photo.mask is None
     assert photo.clip_pixels.equal(clip_model.to_pixels(photo.image))
 
 
 def test_an_empty_mask_is_no_subject(clip_model):
     [photo] = make_photos(1)
-    photo.segmentation = Segmentation(np.full((8, 8), -9.0, np.float32), 0.9, np.zeros((3, 2), int))
+    photo.segmentation = Segmentation(np.full((8, 8), -9.0, np.float32), 0.9, POINTS, Focus("center", (48, 32)))
     with pytest.raises(PhotoError, match="mask is empty"):
-        cut_photo(clip_model, photo, refine=False)
+        cut_photo(clip_model, Settings(), photo)
+
+
+def cut(clip_model, logits, **settings):
+    [photo] = make_photos(1)
+    photo.segmentation = Segmentation(logits, 0.9, POINTS, Focus("center", (48, 32)))
+    return cut_photo(clip_model, Settings(**settings), photo)
+
+
+def block(top, bottom, left, right):
+    logits = np.full((64, 96), -9.0, np.float32)
+    logits[top:bottom, left:right] = 9.0
+    return logits
+
+
+def test_an_island_goes_where_masks_are_cleaned(clip_model):
+    logits = block(16, 48, 24, 72)
+    logits[2:4, 2:4] = 9.0
+    assert cut(clip_model, logits).mask[2:4, 2:4].any()
+    assert not cut(clip_model, logits, clean_mask=0.02).mask[:10, :10].any()
+
+
+def test_soft_edges_are_between_inside_and_outside(clip_model):
+    logits = block(16, 48, 24, 72)
+    assert cut(clip_model, logits).alpha is None
+    feathered = cut(clip_model, logits, feather=4)
+    assert set(np.unique(feathered.alpha)) >= {0, 255}
+    assert ((feathered.alpha > 0) & (feathered.alpha < 255)).any()
+    logits[16:20] = 0.5
+    assert (cut(clip_model, logits, edges="soft").alpha[16:20, 30:60] < 255).any()
+
+
+def test_clip_may_see_the_subjects_box_alone(clip_model):
+    logits = block(20, 40, 4, 90)
+    whole, part = cut(clip_model, logits), cut(clip_model, logits, clip_view="crop")
+    assert not part.clip_pixels.equal(whole.clip_pixels)
+    assert (part.clip_pixels[:10] == 255).all()  # a long subject, so white above it in the square
+
+
+@pytest.mark.parametrize(
+    ("logits", "settings", "flags"),
+    [
+        (block(31, 33, 47, 49), {}, ("small",)),
+        (block(16, 48, 24, 72), {}, ()),
+        (block(16, 48, 24, 72), {"min_area": 0.4}, ("small",)),
+        (block(16, 48, 24, 72), {"max_area": 0.1}, ("large",)),
+        (block(0, 64, 0, 96), {}, ("large", "borders")),
+    ],
+)
+def test_doubtful_masks_are_flagged_and_where_asked_set_aside(clip_model, logits, settings, flags):
+    assert cut(clip_model, logits, **settings).flags == flags
+    if flags:
+        with pytest.raises(NoSubjectError, match="--strict keeps none such"):
+            cut(clip_model, logits, strict=True, **settings)
+    else:
+        cut(clip_model, logits, strict=True, **settings)
+
+
+class Finder:
+    """A detector that finds what it was told, in the order of the photos, and remembers what it saw."""
+
+    def __init__(self, *found):
+        self.found, self.seen = found, []
+
+    def detect(self, images, *, fill=0):
+        self.seen += images
+        return [list(each) for each in self.found]
+
+
+CAR = Detection((10.0, 10.0, 80.0, 50.0), "car", 0.8)
+
+
+def test_the_detectors_choice_is_the_focus_and_the_centre_stays_where_it_finds_nothing():
+    photos = make_photos(3)
+    settings = Settings(focus="detector", focus_labels=("car",))
+    detector = Finder([CAR], [], [Detection(CAR.box, "dog", 0.9)])
+    assert find_subjects(detector, settings, photos) == photos
+    assert photos[0].focus == Focus("detector", (45, 30), CAR.box, "car", 0.8)
+    assert photos[1].focus is photos[2].focus is None
+
+
+def test_a_photo_without_a_subject_is_set_aside_where_one_is_required(records):
+    photos = make_photos(3)
+    settings = Settings(focus="detector", focus_labels=("car", "bus"), require_focus=True)
+    detector = Finder([CAR], [Detection(CAR.box, "car", 0.3)], [])
+    flow = Flow(records, records, batch_size=3, threads=2)
+    kept = list(flow.in_batches(photos, lambda some, *, fill: find_subjects(detector, settings, some, fill=fill)))
+    assert kept == photos[:1]
+    reason = "no subject: the detector finds none of car, bus with a confidence of 0.4"
+    assert records.failures == [("1.jpg", reason, "focus"), ("2.jpg", reason, "focus")]
+    assert records.aside == ["1.jpg", "2.jpg"]
+
+
+def test_a_cut_out_must_show_the_subject_where_that_is_verified(clip_model):
+    photos = [cut(clip_model, block(16, 48, 24, 72)) for _ in range(2)]
+    detector = Finder([CAR], [])
+    kept, lost = verify_subjects(detector, Settings(verify_focus=True), photos)
+    assert kept is photos[0]
+    assert isinstance(lost, NoSubjectError)
+    assert "finds none cut out" in str(lost)
+    assert (detector.seen[0][:10] == 255).all()  # it saw the cut-out, not the photo

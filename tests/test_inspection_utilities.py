@@ -70,3 +70,22 @@ def test_the_picture_is_saved_with_its_colours_in_the_right_order():
     red[..., 0] = 200
     decoded = np.asarray(Image.open(io.BytesIO(encode_jpeg(red))))
     assert np.abs(decoded.astype(int) - red).max() < 6
+
+
+def test_soft_edges_let_the_checkerboard_through():
+    image = np.zeros((100, 100, 3), np.uint8)
+    alpha = np.full((100, 100), 128, np.uint8)
+    soft = cut_out(image, alpha > 127, "transparent", alpha=alpha)
+    picture = draw_inspection(image, soft, mask=None, points=None, top_items=[], caption="")
+    assert {tuple(pixel) for pixel in picture[5:95, 115:205].reshape(-1, 3)} == {(127, 127, 127), (102, 102, 102)}
+
+
+def test_the_detectors_box_and_the_crop_are_drawn():
+    image = np.full((100, 100, 3), 128, np.uint8)
+    boxed = draw(image, None, points=None, top_items=[], focus_box=(20.0, 30.0, 80.4, 70.0))
+    cropped = draw(image, None, points=None, top_items=[], crop_box=(-10, 20, 60, 90))
+    blue = (40, 90, 255)
+    assert has_colour(boxed[28:32, 20:80], blue)
+    assert not has_colour(boxed[:, 110:], blue)
+    assert has_colour(cropped[20:90, 168:171], blue)
+    assert not has_colour(cropped[:, :100], blue)

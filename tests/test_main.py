@@ -17,6 +17,7 @@ from torchvision.datasets import ImageFolder
 
 import checkpoint_utilities
 import flow_utilities
+import focus_utilities
 import main
 import mask_utilities
 import sam_utilities
@@ -24,6 +25,7 @@ from checkpoint_utilities import PublicCheckpoint
 from config_utilities import PROGRAM_DIR, Settings
 from conftest import make_image, save_photo
 from device_utilities import select_precision
+from focus_utilities import Detection, Focus
 from mask_utilities import bounding_box, subject_mask
 from photo_utilities import read_photo
 from sam_utilities import load_sam2, predict_sam2
@@ -313,7 +315,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
     code, out, err = run("--dry-run")
     assert (code, err) == (0, "")
     assert "is in place" in out
-    assert "12 prompts, such as 'a photo of a red car'" in out
+    assert "12 prompts" in out
+    assert "CLIP is asked 'a photo of a red car'" in " ".join(out.split())
     assert "berlin/c.webp -> " in out
     assert "<item>/berlin/c.png" in out
     assert "notes.txt -> no image, would be skipped" in " ".join(out.split())
@@ -328,6 +331,18 @@ NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_h
     [
         (["--margin", "abc"], ["--margin", "abc"]),
         (["--margin", "0.6"], ["--margin 0.6", "below 0.5"]),
+        (["--focus", "centre"], ["--focus 'centre'", "did you mean 'center'"]),
+        (["--focus", "0.4,1.6"], ["--focus '0.4,1.6'", "between 0 and 1"]),
+        (["--focus", "none.csv"], ["none.csv", "No such file"]),
+        (["--focus", "grid", "--no-sam"], ["--focus grid: SAM 2 is off; leave out --no-sam"]),
+        (["--verify-focus", "--no-sam"], ["--verify-focus: SAM 2 is off"]),
+        (["--require-focus"], ["--require-focus: with --focus center every photo has one"]),
+        (["--focus", "detector", "--detector", "yolov9"], ["--detector yolov9", "ssdlite320_mobilenet_v3_large"]),
+        (["--focus-threshold", "2"], ["--focus-threshold 2.0", "between 0 and 1"]),
+        (["--focus-labels", "car,"], ["--focus-labels", "at least one label"]),
+        (["--min-area", "0.5", "--max-area", "0.4"], ["--min-area 0.5: is above --max-area 0.4"]),
+        (["--feather", "-1"], ["--feather -1.0", "between 0 and 100 pixels"]),
+        (["--edges", "round"], ["--edges", "'round'", "soft"]),
         (["--decision", "best"], ["--decision", "'best'", "top-prompt"]),
         (["--background", "blue"], ["--background 'blue'", "#c0c0c0"]),
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
@@ -520,3 +535,134 @@ def test_seeds_are_set_for_numpy_and_torch():
 
 def test_one_photo_is_a_batch_of_one(sam2_checkpoint):
     assert len(predict_sam2([make_image()], load_sam2(str(sam2_checkpoint)))) == 1
+
+
+def planted_points(tmp_path, *lines):
+    path = tmp_path / "points.csv"
+    path.write_text("file_name,x,y,x0,y0,x1,y1\n" + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_each_photo_is_pointed_at_as_the_csv_says(run, tmp_path):
+    points = planted_points(tmp_path, "a.png,0.25,0.5,,,,", "berlin/c.webp,60,30,20,10,100,60")
+    assert run("--focus", str(points))[0] == 0
+    found = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert (found["a.png"]["focus"], found["a.png"]["points"][0]) == ("point", [24, 32])
+    assert found["berlin/c.webp"]["points"][0] == [60, 30]
+    assert found["berlin/c.webp"]["focus_box"] == [20.0, 10.0, 100.0, 60.0]
+    assert (found["B.JPG"]["focus"], found["B.JPG"]["focus_box"]) == ("center", None)
+
+
+def test_photos_that_the_csv_leaves_out_are_set_aside_where_it_is_required(run, photos, tmp_path):
+    points = planted_points(tmp_path, "a.png,0.25,0.5,,,,")
+    flags = ["--focus", str(points), "--require-focus", "--keep-unknown"]
+    assert run(*flags)[0] == 1
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.png"]
+    failures = rows(tmp_path / "out" / "failures.jsonl")
+    assert {row["source"] for row in failures} == {"B.JPG", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"}
+    assert {(row["reason"], row["stage"]) for row in failures} == {
+        ("no subject: points.csv has no line for it", "focus")
+    }
+    unknown = tmp_path / "out-unknown"
+    assert len([path for path in unknown.rglob("*") if path.is_file()]) == 5
+    assert (unknown / "berlin" / "c.webp").read_bytes() == (photos / "berlin" / "c.webp").read_bytes()
+
+
+def test_lines_of_the_csv_that_name_no_photo_are_told(run, tmp_path):
+    code, _, err = run("--focus", str(planted_points(tmp_path, "a.jpg,0.5,0.5,,,,")), "--limit", "1")
+    assert code == 0
+    assert "1 of its lines name no photo of the dataset, such as 'a.jpg'" in " ".join(err.split())
+
+
+def test_an_output_goes_on_only_with_the_same_points(run, tmp_path):
+    points = planted_points(tmp_path, "a.png,0.25,0.5,,,,")
+    assert run("--focus", str(points))[0] == 0
+    assert run("--focus", str(points))[0] == 0
+    planted_points(tmp_path, "a.png,0.75,0.5,,,,")
+    code, _, err = run("--focus", str(points))
+    assert code == 2
+    assert "focus was" in err
+
+
+class Everywhere:
+    """A detector that finds a car on the left of wide photos, and nothing in others."""
+
+    labels, digest = ("car", "truck"), "0" * 64
+
+    def detect(self, images, *, fill=0):
+        return [
+            [Detection((2.0, 2.0, width / 2, height - 2.0), "car", 0.75)] if width > 110 else []
+            for height, width in (image.shape[:2] for image in images)
+        ]
+
+
+def test_the_detectors_box_drives_sam_2_and_is_on_record(run, photos, sam2_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(focus_utilities, "load_detector", lambda *_, **__: Everywhere())
+    assert run("--focus", "detector", "--focus-labels", "car", "--debug")[0] == 0
+    found = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    wide = found["berlin/c.webp"]
+    assert (wide["focus"], wide["focus_label"], wide["focus_confidence"]) == ("detector", "car", 0.75)
+    assert wide["focus_box"] == [2.0, 2.0, wide["width"] / 2, 62.0]
+    assert found["a.png"]["focus"] == "center"
+    image = read_photo(photos / "berlin" / "c.webp")
+    focus = Focus("detector", tuple(wide["points"][0]), tuple(wide["focus_box"]))
+    precision = select_precision("auto", "cpu", 256)
+    [segmentation] = predict_sam2([image], load_sam2(str(sam2_checkpoint), precision=precision), focuses=[focus])
+    assert wide["box"] == list(bounding_box(subject_mask(image, segmentation.mask_logits)))
+
+
+def test_without_a_detection_a_required_focus_sets_aside(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(focus_utilities, "load_detector", lambda *_, **__: Everywhere())
+    code, _, err = run("--focus", "detector", "--focus-labels", "car", "--require-focus")
+    assert code == 1
+    assert {row["reason"] for row in rows(tmp_path / "out" / "failures.jsonl")} == {
+        "no subject: the detector finds none of car with a confidence of 0.4"
+    }
+    code, _, err = run("--focus", "detector", "--focus-labels", "cat", output=tmp_path / "other")
+    assert code == 2
+    assert "--focus-labels" in err
+    assert "cat" in err
+
+
+def test_a_cropped_cut_out_is_the_part_that_the_record_names(run, tmp_path):
+    assert run("--background", "transparent")[0] == 0
+    assert (
+        run("--background", "transparent", "--crop", "--square", "--padding", "0.1", output=tmp_path / "crop")[0] == 0
+    )
+    whole = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    for row in rows(tmp_path / "crop" / "metadata.jsonl"):
+        before = np.asarray(Image.open(tmp_path / "out" / whole[row["source"]]["file_name"]))
+        after = np.asarray(Image.open(tmp_path / "crop" / row["file_name"]))
+        x0, y0, x1, y1 = row["crop"]
+        assert after.shape == (y1 - y0, x1 - x0, 4)
+        assert after.shape[0] == after.shape[1]
+        left, top, right, bottom = row["box"]
+        inside = after[top - y0 : bottom - y0, left - x0 : right - x0]
+        np.testing.assert_array_equal(inside, before[top:bottom, left:right])
+        assert (after[..., 3] > 0).sum() == (before[..., 3] > 0).sum()  # nothing is lost
+
+
+@pytest.mark.parametrize("background", ["white", "transparent", "#204060"])
+def test_soft_edges_end_in_the_background(run, tmp_path, background):
+    assert run("--background", background, "--edges", "soft", "--feather", "2")[0] == 0
+    for row in rows(tmp_path / "out" / "metadata.jsonl"):
+        cut_out = np.asarray(Image.open(tmp_path / "out" / row["file_name"]))
+        if background == "transparent":
+            assert ((cut_out[..., 3] > 0) & (cut_out[..., 3] < 255)).any()
+            assert (cut_out[cut_out[..., 3] == 0] == (255, 255, 255, 0)).all()
+        else:
+            assert (cut_out[..., 3] == 255).all()
+
+
+def test_strict_sets_flagged_masks_aside(run, tmp_path):
+    assert run("--min-area", "0.99", "--max-area", "1", "--strict")[0] == 1
+    failures = rows(tmp_path / "out" / "failures.jsonl")
+    assert failures
+    assert all("is below --min-area" in row["reason"] and row["stage"] == "segment" for row in failures)
+
+
+def test_the_grid_and_the_view_of_the_box_work_end_to_end(run, tmp_path):
+    assert run("--focus", "grid", "--clip-view", "crop", "--clean-mask")[0] == 0
+    for row in rows(tmp_path / "out" / "metadata.jsonl"):
+        assert row["focus"] == "grid"
+        assert 0 <= row["focus_confidence"] <= 1

@@ -13,7 +13,8 @@ import output_utilities
 from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
-from mask_utilities import cut_out
+from focus_utilities import Focus
+from mask_utilities import Region, cut_out
 from output_utilities import OutputFolder, check_output, photo_record, sibling, write_atomically
 from png_utilities import encode_png
 from prompt_utilities import Label
@@ -62,9 +63,12 @@ def test_a_photo_becomes_a_png_and_a_record(tmp_path):
 
 
 def test_a_record_says_all_that_the_design_promises():
-    segmentation = Segmentation(np.zeros((2, 2), np.float32), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]))
+    focus = Focus("detector", (2, 2), (0.0, 0.25, 3.96, 4.0), "car", 0.87654321)
+    segmentation = Segmentation(np.zeros((2, 2), np.float32), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]), focus)
     label = Label("red", "a red car", 1 / 3, 2 / 3, None, 2 / 3, ())
-    assert photo_record(label, segmentation, np.eye(4, dtype=bool), (4, 4, 3), seconds=0.123456) == {
+    region = Region(0.25, (0, 0, 4, 4), touches_all_borders=True)
+    options = {"seconds": 0.123456, "flags": ("borders",), "crop": (-1, 0, 4, 5)}
+    assert photo_record(label, segmentation, region, (4, 4, 3), **options) == {
         "label": "red",
         "prompt": "a red car",
         "probability": 0.333333,
@@ -75,9 +79,14 @@ def test_a_record_says_all_that_the_design_promises():
         "mask_area": 0.25,
         "box": (0, 0, 4, 4),
         "points": [[2, 2], [3, 3], [1, 3]],
+        "focus": "detector",
+        "focus_label": "car",
+        "focus_confidence": 0.876543,
+        "focus_box": [0.0, 0.2, 4.0, 4.0],
+        "crop": (-1, 0, 4, 5),
         "width": 4,
         "height": 4,
-        "flags": [],
+        "flags": ["borders"],
         "seconds": 0.1235,
     }
 
@@ -378,3 +387,18 @@ def test_hugging_face_datasets_reads_every_photo_with_its_label(tmp_path, monkey
         "test/c.jpg": "red",
     }
     assert splits["train"][0]["image"].size == (96, 64)
+
+
+def test_a_photo_that_is_set_aside_is_copied_as_it_is(tmp_path):
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    file = PhotoFile(tmp_path / "photos" / "sub" / "a.JPG", "sub/a.JPG", "sub/a.png")
+    file.path.write_bytes(b"any bytes")
+    with open_folder(tmp_path / "out") as output:
+        output.set_aside(file)
+    with open_folder(tmp_path / "out", unknown=tmp_path / "out-unknown") as output:
+        output.set_aside(file)
+    assert [path for path in (tmp_path / "out-unknown").rglob("*") if path.is_file()] == [
+        tmp_path / "out-unknown" / "sub" / "a.JPG"
+    ]
+    assert (tmp_path / "out-unknown" / "sub" / "a.JPG").read_bytes() == b"any bytes"
+    assert file.path.read_bytes() == b"any bytes"

@@ -5,16 +5,18 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.utils.transforms import SAM2Transforms
 
 import random_models
+import focus_utilities
 import sam_utilities
 from conftest import make_image
 from errors import CheckpointError
+from focus_utilities import Detection, Focus, centre_focus, detection_focus, grid_points
 from mask_utilities import subject_mask
 from sam_utilities import (
     available_configs,
-    centre_points,
     config_name,
     doubtful_choices,
     find_config,
+    focus_points,
     load_sam2,
     predict_sam2,
     read_image_size,
@@ -95,6 +97,79 @@ def test_the_result_names_its_points(micro):
     assert result.points.tolist() == [[100, 50], [105, 55], [95, 55]]
 
 
+def predict_with_metas_predictor(image, checkpoint, point, box, margin=0.05):
+    """Both passes by Meta's predictor with a point and, where there is one, a box; the mask and its logits."""
+    model = sam_utilities.build_sam2(find_config(config_name(checkpoint.name))).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    predictor = SAM2ImagePredictor(model)
+    predictor._bb_feat_sizes = [(model.image_size // stride,) * 2 for stride in (4, 8, 16)]
+    predictor.set_image(image)
+    box = None if box is None else np.array(box)
+    _, scores, logits = predictor.predict(np.array([point]), np.array([1]), box=box, multimask_output=True)
+    (x, y), m = point, int(min(image.shape[:2]) * margin)
+    masks, _, _ = predictor.predict(
+        np.array([point, [x + m, y + m], [x - m, y + m]]),
+        np.array([1, 1, 1]),
+        box=box,
+        mask_input=logits[scores.argmax()][None],
+        multimask_output=False,
+    )
+    return masks[0].astype(bool)
+
+
+def test_a_box_and_its_centre_give_the_mask_of_metas_predictor_whatever_its_neighbours_have(micro, sam2_checkpoint):
+    images = [make_image(200, 100, 1), make_image(120, 160, 2), make_image(90, 90, 3)]
+    detection = Detection((20.0, 10.5, 141.0, 90.0), "car", 0.9)
+    focuses = [
+        detection_focus(detection, 200, 100),
+        centre_focus(120, 160),
+        Focus("point", (20, 70)),
+    ]
+    expected = [
+        predict_with_metas_predictor(image, sam2_checkpoint, focus.point, focus.box)
+        for image, focus in zip(images, focuses, strict=True)
+    ]
+    without = predict_with_metas_predictor(images[0], sam2_checkpoint, focuses[0].point, None)
+    assert (without != expected[0]).any()  # the box says something
+    alone = [predict_sam2([image], micro, focuses=[focus])[0] for image, focus in zip(images, focuses, strict=True)]
+    for image, result, mask, focus in zip(images, alone, expected, focuses, strict=True):
+        assert (subject_mask(image, result.mask_logits) == mask).all()
+        assert result.focus == focus
+    for rows in ([0, 1, 2], [1, 2], [2, 0]):
+        some = predict_sam2([images[row] for row in rows], micro, focuses=[focuses[row] for row in rows])
+        for row, result in zip(rows, some, strict=True):
+            assert result.mask_logits == pytest.approx(alone[row].mask_logits, abs=1e-4)
+
+
+def test_the_best_point_of_the_grid_replaces_the_centre(micro, monkeypatch):
+    images = [make_image(200, 100, 1), make_image(120, 160, 2)]
+    wanted = iter([7, 2])
+
+    def like(mask_logits, iou_predictions):
+        assert len(mask_logits) == len(iou_predictions) == 9
+        scores = torch.linspace(0, 0.5, 9)
+        scores[next(wanted)] = 0.75
+        return scores
+
+    monkeypatch.setattr(focus_utilities, "mask_scores", like)
+    results = predict_sam2(images, micro, grid=True)
+    for image, result, number in zip(images, results, [7, 2], strict=True):
+        point = tuple(grid_points(image.shape[1], image.shape[0])[number].tolist())
+        assert result.focus == Focus("grid", point, confidence=0.75)
+        [pointed] = predict_sam2([image], micro, focuses=[Focus("point", point)])
+        assert pointed.points.tolist() == result.points.tolist()
+        assert result.mask_logits == pytest.approx(pointed.mask_logits, abs=1e-4)
+
+
+def test_each_photo_of_a_batch_chooses_its_own_grid_point(micro):
+    images = [make_image(200, 100, seed) for seed in range(4)]
+    together = predict_sam2(images, micro, grid=True)
+    for image, result in zip(images, together, strict=True):
+        [alone] = predict_sam2([image], micro, grid=True)
+        assert alone.focus.point == result.focus.point
+        assert alone.mask_logits == pytest.approx(result.mask_logits, abs=1e-4)
+
+
 def test_pixels_that_a_thread_has_made_give_the_same(micro):
     images = [make_image(200, 100, seed) for seed in range(2)]
     pixels = [to_pixels(image, micro.image_size) for image in images]
@@ -111,8 +186,11 @@ def test_a_photo_comes_into_the_frame_as_metas_transform_brings_it(size_wh):
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 700), (700, 1), (64, 64), (1800, 1200), (3, 2)])
 @pytest.mark.parametrize("margin", [0.0, 0.05, 0.49])
-def test_centre_points_stay_inside_the_photo(width, height, margin):
-    points = centre_points(width, height, margin)
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_the_points_stay_inside_the_photo(width, height, margin, place):
+    focus = (min(int(place * width), width - 1), min(int(place * height), height - 1))
+    points = focus_points(focus, (width, height), margin)
+    assert points[0].tolist() == list(focus)
     assert ((points >= 0) & (points < [width, height])).all()
 
 

@@ -20,6 +20,8 @@ _VEHICLE_SHARE = 0.65  # of scenes
 _SCENES_KEPT = 8000
 _SCENES_AT_FIRST = 500  # new ones, before any is seen again
 _FRESH_SHARE = 0.2  # of scenes; the others are seen again, cropped and coloured anew
+_AIMED_SHARE = 0.5  # of pictures whose point is chosen on the object instead of at the centre
+_LEAST_SHOWN, _LEAST_PIXELS = 0.5, 64  # of an object
 _RECOLOURED_SHARE = 0.5  # of scenes; photos are so few that all are
 
 # Other names of an item: for prompts, and for the folders of photos.
@@ -130,6 +132,37 @@ def training_pictures(
             if not is_scene or rng.random() < _RECOLOURED_SHARE:
                 picture = _vary_colours(picture, rng)
             yield picture, mask
+
+
+def aim(
+    picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a training picture and its mask, perhaps with the object off the centre, and prompts for it.
+
+    Half of the pictures stay as they are, with a point near their centre. The others are moved or cut down to a window,
+    so far as half of the object remains, and the point lies somewhere inside that.
+
+    Returns:
+        (s, s, 3) uint8, (s, s) bool, the point (x, y) and the box (x0, y0, x1, y1) in pixels, float32.
+    """
+    size = len(mask)
+    point = size / 2 + 0.01 * size * rng.standard_normal(2)
+    if rng.random() < _AIMED_SHARE:
+        scale, most = (1.0, 0.35) if rng.random() < 0.5 else (1 / rng.uniform(0.55, 1.0), 0.0)
+        room = (scale - 1) * size
+        shift = -room / 2 + rng.uniform(-1, 1, 2) * (room / 2 + most * size)
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        moved = cv2.warpAffine(mask.astype(np.uint8), matrix, (size, size), flags=cv2.INTER_NEAREST) > 0
+        if moved.sum() >= max(_LEAST_SHOWN * mask.sum() * scale**2, _LEAST_PIXELS):
+            picture = cv2.warpAffine(picture, matrix, (size, size), borderMode=cv2.BORDER_REFLECT_101)
+            mask = moved
+        depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 3)
+        rows, columns = np.nonzero(depth > rng.uniform(0.2, 0.9) * depth.max())
+        chosen = rng.integers(len(rows))
+        point = np.array([columns[chosen], rows[chosen]])
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.array([x, y, x + width, y + height]) + 0.04 * rng.standard_normal(4) * [width, height, width, height]
+    return picture, mask, point.astype(np.float32), box.clip(0, size).astype(np.float32)
 
 
 def _draw_scene(kept: list[Scene], size: int, rng: np.random.Generator) -> Scene:

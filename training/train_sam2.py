@@ -5,7 +5,8 @@ python -m training.train_sam2 --photos photos_with_masks --minutes 90 --size 256
 
 The loss is SAM's (Kirillov et al. 2023, section 3 and appendix A): focal and dice loss in the ratio 20 to 1 on the
 best of three masks, and the squared error of the predicted IoU. Both passes of the program are trained as it runs
-them: one point at the centre, then the best mask and three points. `--photos` takes a folder of
+them: one point, then the best mask and three points; in half of the pictures at the centre, in the others somewhere on
+an object that may lie off it, and in three of ten steps with a box around it. `--photos` takes a folder of
 `masks/<set>/<name>.jpg` with `<name>.png`; without it the scenes are all there is.
 
 Muon (Jordan et al. 2024; torch 2.9 has it) updates the matrices, AdamW the rest: after 400 steps at 128 px from the
@@ -35,13 +36,14 @@ import device_utilities
 import sam_utilities
 from mask_utilities import subject_mask
 from scenes import make_scene
-from training.photos import FIRST_HELD_OUT_SEED, MaskedPhotos, training_pictures
+from training.photos import FIRST_HELD_OUT_SEED, MaskedPhotos, aim, training_pictures
 
 CONFIG = "sam2.1_hiera_micro"
 EMA_DECAY = 0.995  # the mean of about the last 200 steps is what is saved
 VALIDATION_PICTURES = 96  # scenes, and as many photos
 SAVE_EVERY = 180  # seconds
 _WEIGHT_DECAY = 0.05
+_STEPS_WITH_BOXES = (0, 3, 7)  # of ten
 _LEAST_MATRIX = 16  # rows and columns: smaller ones are a few tokens or points, no layers
 
 
@@ -93,13 +95,14 @@ def train(arguments: argparse.Namespace) -> None:
     log = arguments.output.with_suffix(".log").open("a", encoding="utf-8")
     began, saved = time.monotonic() - spent, time.monotonic()
     losses: list[float] = []
-    for images, masks in loader:
+    for images, masks, points, boxes in loader:
         spent = time.monotonic() - began
         progress = spent / (60 * arguments.minutes)
         if progress >= 1:
             break
         rate = arguments.rate * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * _cosine(progress))
-        loss = two_pass_loss(model, images.to(arguments.device), masks.to(arguments.device), precision=precision)
+        some = [images, masks, points, boxes] if step % 10 in _STEPS_WITH_BOXES else [images, masks, points]
+        loss = two_pass_loss(model, *(each.to(arguments.device) for each in some), precision=precision)
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -168,26 +171,42 @@ def build(size: int) -> torch.nn.Module:
     return sam_utilities.instantiate_sam2(config)
 
 
-def two_pass_loss(model: torch.nn.Module, images: Tensor, masks: Tensor, *, precision: str = "fp32") -> Tensor:
+def two_pass_loss(
+    model: torch.nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    points: Tensor | None = None,
+    boxes: Tensor | None = None,
+    *,
+    precision: str = "fp32",
+) -> Tensor:
     """Returns the loss of both passes over a batch.
 
     Args:
         model: From `build`.
         images: (B, 3, s, s) float32, normalised as SAM 2 expects.
         masks: (B, s, s) float32, 1 on the object.
+        points: (B, 2) float32 (x, y) on the objects in pixels; the centre where None.
+        boxes: (B, 4) float32 (x0, y0, x1, y1) around them, or None.
         precision: "bf16" or "fp32", of the image encoder; the decoder is fp32, as in the program.
     """
     size = images.shape[-1]
     sam2_model = _trainable(model)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         features = sam_utilities.encode_pixels(images, sam2_model.encoder)
-    middle = torch.tensor([size / 2, size / 2], device=images.device)
+    if points is None:
+        points = torch.full((len(images), 2), size / 2, device=images.device)
     margin = 0.05 * size
     offsets = torch.tensor([[0, 0], [margin, margin], [-margin, margin]], device=images.device)
-    jitter = torch.randn(len(images), 1, 2, device=images.device) * 0.01 * size
-    points = middle + offsets + jitter  # (B, 3, 2)
+    points = (points[:, None] + offsets).clamp(0, size - 1)  # (B, 3, 2)
+    corners = [] if boxes is None else [boxes.view(-1, 2, 2)]
 
-    logits, ious = sam_utilities.decode_masks(sam2_model, features, points[:, :1], mask_prompt=None)
+    def decode(points: Tensor, mask_prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        labels = [1] * points.shape[1] if boxes is None else [*sam_utilities.BOX_LABELS, *[1] * points.shape[1]]
+        coordinates = torch.cat([*corners, points], dim=1)
+        return sam_utilities.decode_masks(sam2_model, features, coordinates, mask_prompt=mask_prompt, labels=labels)
+
+    logits, ious = decode(points[:, :1], None)
     logits, ious = logits[:, 1:], ious[:, 1:]  # the three that stand for different readings of one point
     losses, true_ious = mask_losses(logits, masks)
     best = losses.argmin(dim=1)
@@ -196,7 +215,7 @@ def two_pass_loss(model: torch.nn.Module, images: Tensor, masks: Tensor, *, prec
 
     chosen = ious.argmax(dim=1)  # as the program chooses, which is not always the best
     prompt = logits[rows, chosen][:, None].detach().clamp(-32, 32)
-    logits, ious = sam_utilities.decode_masks(sam2_model, features, points, mask_prompt=prompt)
+    logits, ious = decode(points, prompt)
     logits, ious = logits[:, :1], ious[:, :1]
     losses, true_ious = mask_losses(logits, masks)
     return total + 1.5 * (losses.mean() + functional.mse_loss(ious, true_ious))
@@ -270,8 +289,10 @@ class Pictures(IterableDataset):
         worker = torch.utils.data.get_worker_info()
         photos = MaskedPhotos(self._folder, held_out=False) if self._folder else None
         seed = self._first_seed + (worker.id if worker else 0)
-        for picture, mask in training_pictures(seed, self._size, photos, real_share=self._real_share):
-            yield sam_utilities.to_pixels(picture, self._size), mask.astype(np.float32)
+        rng = np.random.default_rng([seed, 1])
+        for drawn in training_pictures(seed, self._size, photos, real_share=self._real_share):
+            picture, mask, point, box = aim(*drawn, rng)
+            yield sam_utilities.to_pixels(picture, self._size), mask.astype(np.float32), point, box
 
 
 def held_out_pictures(folder: Path | None, size: int) -> dict[str, tuple[Tensor, Tensor]]:
