@@ -375,10 +375,14 @@ def dry_run(settings: Settings, console: Console) -> int:
         "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
         "SAM 2": "off: photos stay uncut" if settings.no_sam else describe(settings.sam_model, SAM2_CHECKPOINTS),
         "CLIP": describe(settings.clip_model, clip_checkpoints()),
-        "focus": settings.focus,
+        "focus": _describe_focus(settings),
         "prompts": _count_prompts(settings),
         "output": settings.output,
     }
+    if settings.focus == "detector" or settings.verify_focus:
+        from focus_utilities import detector_checkpoints
+
+        facts["detector"] = describe(settings.detector, detector_checkpoints())
     print_facts(console, facts)
     shown = min(DRY_RUN_PROMPTS, len(prompts))
     for index in range(shown):

@@ -592,7 +592,9 @@ def decode_masks(
     """
     import torch
 
-    kinds = torch.tensor(labels or [1] * coordinates.shape[1], dtype=torch.int, device=coordinates.device)
+    kinds = torch.ones(coordinates.shape[1], dtype=torch.int, device=coordinates.device)
+    for index, label in enumerate(labels or ()):  # one by one: to copy a list, a GPU would first finish all else
+        kinds[index] = label
     sparse_embeddings, dense_embeddings = sam2_model.sam_prompt_encoder(
         points=(coordinates, kinds.expand(len(coordinates), -1)), boxes=None, masks=mask_prompt
     )

@@ -4,8 +4,8 @@ import torch
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.utils.transforms import SAM2Transforms
 
-import random_models
 import focus_utilities
+import random_models
 import sam_utilities
 from conftest import make_image
 from errors import CheckpointError

@@ -13,7 +13,7 @@ from torch.nn import functional
 from conftest import make_image
 from sam_utilities import load_sam2, predict_sam2
 from scenes import make_scene
-from training.photos import MaskedPhotos, item_of_folder, training_pictures
+from training.photos import MaskedPhotos, aim, item_of_folder, training_pictures
 from training.train_clip import (
     TrainingPictures,
     degrade_mask,
@@ -189,3 +189,35 @@ def test_a_trained_clip_is_a_checkpoint_that_clip_itself_loads(clip_checkpoint, 
     tokens = clip.tokenize(["a red car", "a blue car"])
     loss = prompt_loss(again, torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 0, 1]), tokens, item_count=2)
     assert loss.isfinite()
+
+
+def test_prompts_of_training_lie_on_their_object_wherever_it_was_moved():
+    rng, size = np.random.default_rng(0), 96
+    picture, mask = make_image(size, size), np.zeros((size, size), bool)
+    mask[30:70, 36:62] = True
+    centres = []
+    for _ in range(200):
+        shown, object_mask, (x, y), (x0, y0, x1, y1) = aim(picture, mask, rng)
+        assert shown.shape == picture.shape
+        assert object_mask[int(y), int(x)]
+        assert object_mask.sum() >= 64
+        rows, columns = np.nonzero(object_mask)
+        assert abs((x0 + x1) / 2 - (columns.min() + columns.max()) / 2) < 0.2 * size
+        assert abs((y0 + y1) / 2 - (rows.min() + rows.max()) / 2) < 0.2 * size
+        centres.append((columns.mean(), rows.mean()))
+    assert np.std(centres, axis=0).min() > 5  # they are moved
+    assert (np.abs(np.subtract(centres, (48.5, 49.5))).max(axis=1) < 1).sum() > 60  # but half are not
+
+
+def test_a_box_is_trained_as_the_program_gives_it():
+    torch.manual_seed(0)
+    model = build(128)
+    images, masks = torch.randn(2, 3, 128, 128), torch.zeros(2, 128, 128)
+    masks[:, 40:90, 30:100] = 1
+    points, boxes = torch.full((2, 2), 64.0), torch.tensor([[30.0, 40.0, 100.0, 90.0]] * 2)
+    losses = [two_pass_loss(model, images, masks, points, some).item() for some in (None, boxes)]
+    assert losses[0] != losses[1]
+    two_pass_loss(model, images, masks, points, boxes).backward()
+    corners = model.sam_prompt_encoder.point_embeddings[2].weight.grad
+    assert corners is not None
+    assert corners.abs().sum() > 0
