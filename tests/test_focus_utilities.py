@@ -234,8 +234,8 @@ def rectangle_logits(x0, y0, x1, y1, size=100, inside=5.0):
         (rectangle_logits(40, 40, 60, 60), 0.75, 0.75),
         (rectangle_logits(40, 40, 60, 60), 1.5, 1),
         (rectangle_logits(40, 40, 60, 60), -0.5, 0),
-        (rectangle_logits(0, 0, 20, 20), 1, 1 - math.hypot(40, 40) / math.hypot(50, 50)),
-        (rectangle_logits(80, 40, 100, 60), 1, 1 - 40 / math.hypot(50, 50)),
+        (rectangle_logits(0, 0, 20, 20), 1, math.sqrt(1 - math.hypot(40, 40) / math.hypot(50, 50))),
+        (rectangle_logits(80, 40, 100, 60), 1, math.sqrt(1 - 40 / math.hypot(50, 50))),
         (rectangle_logits(45, 45, 55, 55), 1, 0.5),
         (rectangle_logits(5, 0, 95, 100), 1, 0.5),
         (rectangle_logits(0, 0, 100, 100), 1, 0),
@@ -262,7 +262,7 @@ def test_stability_is_the_area_above_1_by_that_above_minus_1():
 def test_places_are_measured_along_both_sides_of_the_frame():
     logits = torch.full((1, 50, 200), -5.0)
     logits[:, 10:40, 150:200] = 5
-    assert mask_scores(logits, torch.ones(1)).item() == pytest.approx(1 - 75 / math.hypot(100, 25))
+    assert mask_scores(logits, torch.ones(1)).item() == pytest.approx(math.sqrt(1 - 75 / math.hypot(100, 25)))
 
 
 def centred(label, confidence, side, shift=0):

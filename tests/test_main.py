@@ -267,7 +267,7 @@ def test_an_empty_mask_is_a_failure_and_never_a_white_picture(run, tmp_path, mon
     assert code == 1
     assert pngs(tmp_path / "out") == []
     assert {row["reason"] for row in rows(tmp_path / "out" / "failures.jsonl")} == {
-        "no subject at the centre: SAM 2's mask is empty"
+        "no subject at the focus: SAM 2's mask is empty"
     }
 
 
@@ -569,9 +569,9 @@ def test_photos_that_the_csv_leaves_out_are_set_aside_where_it_is_required(run, 
 
 
 def test_lines_of_the_csv_that_name_no_photo_are_told(run, tmp_path):
-    code, _, err = run("--focus", str(planted_points(tmp_path, "a.jpg,0.5,0.5,,,,")), "--limit", "1")
+    code, out, _ = run("--focus", str(planted_points(tmp_path, "a.jpg,0.5,0.5,,,,")), "--limit", "1")
     assert code == 0
-    assert "1 of its lines name no photo of the dataset, such as 'a.jpg'" in " ".join(err.split())
+    assert "1 of its lines name no photo of the dataset, such as 'a.jpg'" in " ".join(out.split())
 
 
 def test_an_output_goes_on_only_with_the_same_points(run, tmp_path):
