@@ -235,7 +235,7 @@ def find_subjects(detector: Detector, settings: Settings, photos: Sequence[Photo
         if detection is not None:
             photo.focus = detection_focus(detection, photo.image.shape[1], photo.image.shape[0])
         missing = detection is None and settings.require_focus
-        outcomes.append(_no_subject("the detector finds none", settings) if missing else photo)
+        outcomes.append(_no_subject("the photo", settings) if missing else photo)
     return outcomes
 
 
@@ -245,7 +245,7 @@ def verify_subjects(
     """Lets the detector look at the cut-outs, on white; those in which it finds no subject go no further."""
     found = detector.detect([_on_white(photo) for photo in photos], fill=fill)
     return [
-        photo if _accepted(detections, photo, settings) else _no_subject("the detector finds none cut out", settings)
+        photo if _accepted(detections, photo, settings) else _no_subject("the cut-out", settings)
         for photo, detections in zip(photos, found, strict=True)
     ]
 
@@ -256,9 +256,12 @@ def _accepted(detections: Sequence[Detection], photo: Photo, settings: Settings)
     return choose_detection(detections, width, height, labels=labels, threshold=threshold)
 
 
-def _no_subject(why: str, settings: Settings) -> NoSubjectError:
-    wanted = f" of {', '.join(settings.focus_labels)}" if settings.focus_labels else ""
-    return NoSubjectError(f"no subject: {why}{wanted} with a confidence of {settings.focus_threshold:g}", stage="focus")
+def _no_subject(where: str, settings: Settings) -> NoSubjectError:
+    wanted = f"none of {', '.join(settings.focus_labels)}" if settings.focus_labels else "nothing"
+    least = f"{settings.focus_threshold:g}"
+    return NoSubjectError(
+        f"no subject: the detector finds {wanted} in {where} from a confidence of {least} on", stage="focus"
+    )
 
 
 def segment_photos(sam2_model: Sam2, settings: Settings, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:

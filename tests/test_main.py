@@ -616,7 +616,7 @@ def test_without_a_detection_a_required_focus_sets_aside(run, tmp_path, monkeypa
     code, _, err = run("--focus", "detector", "--focus-labels", "car", "--require-focus")
     assert code == 1
     assert {row["reason"] for row in rows(tmp_path / "out" / "failures.jsonl")} == {
-        "no subject: the detector finds none of car with a confidence of 0.4"
+        "no subject: the detector finds none of car in the photo from a confidence of 0.4 on"
     }
     code, _, err = run("--focus", "detector", "--focus-labels", "cat", output=tmp_path / "other")
     assert code == 2
