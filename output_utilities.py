@@ -173,7 +173,12 @@ class OutputFolder:
             return
         path = (self._unknown / photo.name).with_suffix(photo.path.suffix)
         try:
-            write_atomically(path, photo.path.read_bytes())
+            contents = photo.path.read_bytes()
+        except OSError as error:
+            _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, self._unknown, error.strerror)
+            return
+        try:
+            write_atomically(path, contents)
         except OSError as error:
             raise OutputError(
                 f"{path}: can't be written: {error.strerror}; make room, or leave out --keep-unknown"

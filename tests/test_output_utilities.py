@@ -402,3 +402,10 @@ def test_a_photo_that_is_set_aside_is_copied_as_it_is(tmp_path):
     ]
     assert (tmp_path / "out-unknown" / "sub" / "a.JPG").read_bytes() == b"any bytes"
     assert file.path.read_bytes() == b"any bytes"
+
+
+def test_a_photo_that_is_gone_before_it_is_copied_stops_nothing(tmp_path, caplog):
+    with open_folder(tmp_path / "out", unknown=tmp_path / "out-unknown") as output:
+        output.set_aside(PhotoFile(tmp_path / "gone.jpg", "gone.jpg", "gone.png"))
+    assert "gone.jpg: can't be copied" in caplog.text
+    assert not (tmp_path / "out-unknown").exists()
