@@ -106,7 +106,10 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
-    return Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+    settings = Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+    if settings.min_area > settings.max_area:
+        raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
+    return settings
 
 
 def _expand(values: Mapping[str, Any]) -> dict[str, Any]:

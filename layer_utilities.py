@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,6 @@ _ROWS = 1024  # rows of x that oneDNN packs for; it takes any other number, too
 
 # Scores that one attention product holds at once, 64 MiB in bf16; smaller parts cost speed, larger ones only memory.
 _SCORES_AT_ONCE = 1 << 25
-
-_KINDS_OF_BLOCKS = 64  # times the sizes of batches that torch compiles for; it would give up after 8
 
 _SMALL_WINDOW = 16  # keys, up to which windows attend together on a GPU
 _TOGETHER = 8  # windows
@@ -175,21 +173,6 @@ class LayerNorm(nn.Module):
         from triton_utilities import add_norm
 
         return add_norm(x, residual, self._weight, self._bias, eps=self._eps, dtype=self._result)
-
-
-def compile_blocks(blocks: Iterable[nn.Module], **options: Any) -> None:
-    """Lets torch compile blocks of one class at their first calls, each kind of them once.
-
-    A tower's blocks are alike but for a few sizes: one by one they compile in a fraction of the time that the tower
-    takes as a whole, and run as fast but for the additions between them.
-
-    Args:
-        blocks: They call their compiled forward from then on.
-        options: Of `torch.compile`.
-    """
-    torch._dynamo.config.recompile_limit = _KINDS_OF_BLOCKS
-    for block in blocks:
-        block.compile(**options)
 
 
 def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -250,8 +250,6 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
         raise ConfigError(
             f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
         )
-    if settings.min_area > settings.max_area:
-        raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
     rows = read_points(focus) if isinstance(focus, Path) else {}
     strays = [name for name in rows if not Path(settings.dataset_dir, name).exists()]
     if strays:
@@ -311,7 +309,6 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
     box = None
     if settings.crop and region is not None:
         box = crop_box(region.box, photo.image.shape[:2], padding=settings.padding, square=settings.square)
-    draw = functools.partial(_draw, photo, settings.background)
     record = photo_record(
         label, segmentation, region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=box
     )
@@ -331,7 +328,7 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
 
         picture = draw_inspection(
             photo.image,
-            draw(),
+            _draw(photo, settings.background),
             mask=photo.mask,
             points=None if segmentation is None else segmentation.points,
             focus_box=None if segmentation is None else segmentation.focus.box,
@@ -633,17 +630,10 @@ def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> 
 
 
 _OPTIONAL = (
-    "focus",
-    "require_focus",
-    "verify_focus",
-    "clean_mask",
-    "edges",
-    "feather",
-    "min_area",
-    "max_area",
-    "strict",
+    *("focus", "require_focus", "verify_focus"),
+    *("clean_mask", "edges", "feather", "min_area", "max_area", "strict"),
+    *("crop", "padding", "square", "clip_view"),
 )
-_OPTIONAL += ("crop", "padding", "square", "clip_view")
 
 
 def _count_prompts(settings: Settings) -> str:

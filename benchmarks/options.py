@@ -114,12 +114,10 @@ def compare(name: str, examples: Sequence[Example], sam2_model: Sam2, clip_model
         ]
     masks = {option: _masks(examples, results, refine=refine) for option, results in found.items()}
     default = found["default"]
-    points = [result.focus.point for result in default]
     other = "--no-refine" if refine else "--refine"
     masks[other] = _masks(examples, default, refine=not refine)
-    cleaned = f"--clean-mask {_CLEANED:g}"
-    masks[cleaned] = [
-        clean_mask(mask, *rest) for mask, *rest in zip(masks["default"], points, [_CLEANED] * len(points), strict=True)
+    masks[f"--clean-mask {_CLEANED:g}"] = [
+        clean_mask(mask, result.focus.point, _CLEANED) for mask, result in zip(masks["default"], default, strict=True)
     ]
     table = Table(title=f"{name}, {len(examples)} pictures", title_justify="left")
     for column in ("option", "changes", "IoU", "difference"):
