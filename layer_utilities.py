@@ -101,7 +101,7 @@ def has_fused_linear() -> bool:
 def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns GELU(x W^T + b) from one product of cuBLAS, whose GELU is the usual approximation by a tanh.
 
-    It moves SAM 2's features by a tenth to a twentieth of what bf16 itself does (benchmarks/README.md).
+    It moves SAM 2's features by at most a tenth of what bf16 itself does (benchmarks/README.md).
     """
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True).unflatten(0, x.shape[:-1])
 
@@ -176,7 +176,7 @@ class LayerNorm(nn.Module):
 
 
 def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Returns function(x), (B, N), computed for each row of (B, K) alone.
+    """Returns function(x), (B, N), on a CPU computed for each row of (B, K) alone.
 
     MKL's fp32 products of few rows differ in the last digit with a row's place among them; so a photo's result would
     depend on its neighbours in the batch, and a resumed run differ from one that was never stopped.
