@@ -1,7 +1,8 @@
 # make run    the demonstration; the main job with ARGS="--dataset-dir photos --output output" or what main.py takes
 # make test   lint, format and tests
+# make soak   the same faults and hostile files as in make test, many times over, with figures; takes an hour
 # make train  both micro models anew, with PHOTOS=folder for real photos beside the scenes; takes hours
-# Both create .venv and install the requirements when they are missing or have changed.
+# All create .venv and install the requirements when they are missing or have changed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PHOTOS ?=
 WITH_PHOTOS := $(if $(PHOTOS),--photos $(PHOTOS))
 
-.PHONY: run test train clean
+.PHONY: run test soak train clean
 
 run: $(VENV)/.run-ready
 	$(BIN)/python main.py $(or $(ARGS),--demo)
@@ -19,6 +20,9 @@ test: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q $(ARGS)
+
+soak: $(VENV)/.test-ready
+	$(BIN)/python -m pytest -q tests/faults tests/hostile --soak $(ARGS)
 
 # glibc keeps the memory of a step's activations instead of handing it back: a step takes a quarter less time.
 KEEP_MEMORY := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=10000000000

@@ -5,17 +5,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
+import logging
 import os
+import pickle
 import socket
+import ssl
 import urllib.error
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOGGER = logging.getLogger("sam2vit")
 
 # The bundled models lie beside the program; what is downloaded goes there, too, or wherever a shared or writable
 # place is (a volume of a container).
@@ -78,7 +90,7 @@ def find_checkpoint(
         CheckpointError: There is no such model, or it can't be downloaded.
     """
     for path in _places(model, public, checkpoints_dir):
-        if path.is_file():
+        if is_file(path):
             return _readable(path)
     if model in public:
         path = checkpoints_dir / public[model].file_name
@@ -92,7 +104,15 @@ def find_checkpoint(
 
 def is_present(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path = CHECKPOINTS_DIR) -> bool:
     """Whether `find_checkpoint` would find the model without a download."""
-    return any(path.is_file() for path in _places(model, public, checkpoints_dir))
+    return any(is_file(path) for path in _places(model, public, checkpoints_dir))
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies there; no, too, where its name is none or its folder may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _places(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path) -> list[Path]:
@@ -110,6 +130,9 @@ def _readable(path: Path) -> Path:
     return path
 
 
+_SILENCE = 60.0  # seconds that a server may send nothing
+
+
 def _download(checkpoint: PublicCheckpoint, path: Path, *, flag: str, show_progress: bool) -> None:
     """Downloads to a temporary name, verifies the SHA-256 and renames into place.
 
@@ -118,29 +141,65 @@ def _download(checkpoint: PublicCheckpoint, path: Path, *, flag: str, show_progr
     """
     import torch.hub
 
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder where a model should be; move it away")
     by_hand = f"fetch {checkpoint.url} elsewhere and put it at {path}"
     by_hand += "" if flag == "--detector" else f", or give {flag} a file that you have"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for partial in path.parent.glob(f"{path.name}.*.partial"):  # of a download that was killed
-            partial.unlink(missing_ok=True)
-        with _socket_timeout(60):
-            torch.hub.download_url_to_file(
-                checkpoint.url, str(path), hash_prefix=checkpoint.sha256, progress=show_progress
-            )
+        with _download_lock(path), _socket_timeout(_SILENCE):
+            if not path.is_file():  # another run may have brought it meanwhile
+                torch.hub.download_url_to_file(
+                    checkpoint.url, str(path), hash_prefix=checkpoint.sha256, progress=show_progress
+                )
     except urllib.error.HTTPError as error:
-        raise CheckpointError(f"{checkpoint.url}: the server answers {error.code} {error.reason}; {by_hand}") from None
+        answer = f"{error.code} {_one_line(error.reason)}"
+        raise CheckpointError(f"{checkpoint.url}: the server answers {answer}; {by_hand}") from None
     except urllib.error.URLError as error:
-        raise CheckpointError(f"{checkpoint.url}: can't be reached ({error.reason}); {by_hand}") from None
-    except (HTTPException, ConnectionError, TimeoutError) as error:
-        raise CheckpointError(f"{checkpoint.url}: the connection broke ({error}); try again, or {by_hand}") from None
+        raise CheckpointError(f"{checkpoint.url}: can't be reached ({_one_line(error.reason)}); {by_hand}") from None
+    except (HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        raise CheckpointError(
+            f"{checkpoint.url}: the connection broke ({_one_line(error)}); try again, or {by_hand}"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: can't be written ({error.strerror or error}); {by_hand}") from None
-    except RuntimeError as error:  # download_url_to_file: "invalid hash value (expected ..., got ...)"
+    # From download_url_to_file: "invalid hash value (expected ..., got ...)", or of a length that is no number.
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.url}: what arrived is cut short or is not the published file ({error}); "
+            f"{checkpoint.url}: what arrived is cut short or is not the published file ({_one_line(error)}); "
             f"try again, or {by_hand}"
         ) from None
+
+
+@contextlib.contextmanager
+def _download_lock(path: Path) -> Iterator[None]:
+    """Keeps other runs from downloading the same file meanwhile, and clears away the parts of it that are left.
+
+    Parts are left by a run that was killed, and by torch's function itself where the disk is full.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        _LOGGER.warning("%s: another run is downloading it; waiting for its end", path)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a file system without locks; where nothing can be written, torch says so
+        yield
+        return
+    try:
+        _clear_parts(path)
+        yield
+    finally:
+        _clear_parts(path)
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _clear_parts(path: Path) -> None:
+    for part in path.parent.glob(f"{path.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @contextlib.contextmanager
@@ -154,39 +213,75 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:200]
+
+
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, hexadecimal."""
+    """Returns the SHA-256 of a file, hexadecimal.
+
+    Raises:
+        CheckpointError: It can't be read to its end.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}); fetch or make it again") from None
     return digest.hexdigest()
 
 
-def read_weights(path: Path) -> Any:
-    """Returns what a .pt file holds, tensors on the CPU, without running any code from it.
+def read_weights(path: Path, *, kind: str, flag: str, under: str | None = None) -> dict[str, Tensor]:
+    """Returns the weights of a .pt by name: dense, finite tensors on the CPU. No code that the file holds is run.
+
+    Args:
+        path: What `torch.save` has written, or a TorchScript archive, as OpenAI publishes CLIP.
+        kind: What it should be, for the messages: "a SAM 2 checkpoint".
+        flag: The command-line flag that chooses it, for the messages.
+        under: The key of the outermost dictionary that the weights stand under; None where they are all of it.
 
     Raises:
-        CheckpointError: The file is no checkpoint, or holds more than weights.
+        CheckpointError: The file is something else, is damaged, or holds anything but weights.
     """
     import torch
 
-    problem = _not_a_checkpoint(path)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
+    remedy = f"fetch or make it again, or name another with {flag}"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes make it raise
-        reason = type(error).__name__
-        if "Unsupported global" in str(error):
-            reason = "it holds Python objects beside weights, which could run code"
-        raise CheckpointError(f"{path}: not a checkpoint of plain weights: {reason}") from None
+        with path.open("rb") as file:
+            problem = _not_a_checkpoint(file.read(64))
+        if problem:
+            raise CheckpointError(f"{path}: {problem}")
+        if _is_torchscript(path):
+            content = _read_archive(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles that torch did not write; an error says what is wrong
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        if under is not None:
+            content = content.get(under) if isinstance(content, dict) else None
+        _check_weights(content, under, file_size=path.stat().st_size)
+        return content
+    except OSError as error:
+        reason = f"it can't be read ({error.strerror or error})"
+    except _NoWeightsError as error:
+        reason = str(error)
+    except CheckpointError:
+        raise
+    except Exception as error:  # damage makes the unpickler raise whatever it makes it
+        unknown = "Unsupported global" in str(error) or "Unsupported class" in str(error)
+        harmful = "it holds Python objects beside weights, which could run code"
+        reason = harmful if unknown else f"it is damaged ({type(error).__name__})"
+    raise CheckpointError(f"{path}: not {kind}: {reason}; {remedy}")
 
 
-def _not_a_checkpoint(path: Path) -> str | None:
-    """Says what a file is that was saved in place of a checkpoint; None where it may be one."""
-    with path.open("rb") as file:
-        head = file.read(64)
+class _NoWeightsError(Exception):
+    """What a file holds that is no weights."""
+
+
+def _not_a_checkpoint(head: bytes) -> str | None:
+    """Says what a file is that was saved in place of a checkpoint, by its beginning; None where it may be one."""
     if not head:
         return "is empty; delete it to download it again"
     if head.lstrip().startswith(b"<"):
@@ -196,15 +291,160 @@ def _not_a_checkpoint(path: Path) -> str | None:
     return None
 
 
-def load_matching(module: Any, weights: Mapping[str, Any], *, path: Path, architecture: str, flag: str) -> None:
+def _check_weights(content: Any, under: str | None, *, file_size: int) -> None:
+    """Checks that these are dense, finite tensors by name, no larger in memory than the file can be the reason for."""
+    import torch
+
+    if not isinstance(content, dict):
+        where = "" if under is None else f" under the key {under!r}"
+        raise _NoWeightsError(f"it holds no dictionary of weights{where}")
+    total = 0
+    for name, tensor in content.items():
+        shown = _one_line(repr(name))
+        if not isinstance(name, str):
+            raise _NoWeightsError(f"{shown} is no name of a tensor")
+        if not isinstance(tensor, torch.Tensor):
+            raise _NoWeightsError(f"{shown} is no tensor")
+        plain = tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+        if not plain or tensor.is_complex():
+            raise _NoWeightsError(f"{shown} is no dense tensor of real numbers")
+        # A tensor of one number with strides of 0 may be of any size, and is, once it is copied.
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise _NoWeightsError(f"{shown} would have {tensor.numel()} numbers, more than the file holds of it")
+        total += tensor.nbytes
+        if total > 2 * file_size:  # tied weights share their numbers; a thousand layers that do are an attack
+            raise _NoWeightsError(f"its tensors would have more than twice the {file_size} bytes of the file")
+        if not is_finite(tensor):
+            raise _NoWeightsError(f"{shown} holds NaN or infinite numbers")
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive; those carry a constants.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a TorchScript archive by the names that its `state_dict` has.
+
+    `torch.load` refuses such archives, and `torch.jit.load` runs their code, which may write files. Here only their
+    data is read. The format is that of torch/csrc/jit/docs/serialization.md in PyTorch's sources.
+    """
+    with zipfile.ZipFile(path) as archive:
+        # By their names in the one folder that all lie in. torch compresses none: none grows when it is read.
+        records = {
+            info.filename.partition("/")[2]: info
+            for info in archive.infolist()
+            if info.compress_type == zipfile.ZIP_STORED
+        }
+        root = _ArchiveUnpickler(archive, records).load()
+    if not isinstance(root, _Inert):
+        raise _NoWeightsError("it holds no module")
+    tensors: dict[str, Tensor] = {}
+    modules = [("", root)]
+    for prefix, module in modules:  # which grows meanwhile
+        for name, value in vars(module).items():
+            if _is_module(value):
+                modules.append((f"{prefix}{name}.", value))
+            elif not isinstance(value, _Inert) and hasattr(value, "untyped_storage"):
+                tensors[prefix + name] = value
+            if max(len(modules), len(tensors)) > _MOST_NAMES:  # modules that hold themselves, or each other twice
+                raise _NoWeightsError(f"it holds more than {_MOST_NAMES} names")
+    return tensors
+
+
+_MOST_NAMES = 10_000  # CLIP's RN50x64 has 1,353 tensors
+
+
+class _Inert:
+    """Stands for whatever an archive's pickle would import and call; of a module it keeps the attributes."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, _Inert) and bool(vars(value))
+
+
+class _ArchiveUnpickler(pickle.Unpickler):
+    """Rebuilds the tensors of a TorchScript archive; all else that its pickle names becomes inert."""
+
+    def __init__(self, archive: zipfile.ZipFile, records: Mapping[str, zipfile.ZipInfo]) -> None:
+        super().__init__(io.BytesIO(archive.read(records["data.pkl"])))
+        self._archive, self._records = archive, records
+        self._storages: dict[str, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        if module == "torch" and name in _DTYPES:
+            return getattr(torch, _DTYPES[name])
+        return dict if (module, name) == ("collections", "OrderedDict") else _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        import torch
+
+        _, dtype, key, *_ = pid  # ("storage", its type, key, device, number of elements)
+        if key not in self._storages:
+            numbers = bytearray(self._archive.read(self._records[f"data/{key}"]))
+            untyped = (
+                torch.frombuffer(numbers, dtype=torch.uint8).untyped_storage() if numbers else torch.UntypedStorage()
+            )
+            self._storages[key] = torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+        return self._storages[key]
+
+
+_DTYPES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinite numbers; `isfinite` of 1 GB would take 1.5 s, this 0.1 s."""
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # NaN and infinity show in any sum. One of finite numbers may overflow: then the extremes tell.
+    return bool(tensor.sum().isfinite()) or bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def cast_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], *, path: Path) -> dict[str, Tensor]:
+    """Returns weights in the precisions of a module's own; where those are the same, no number is copied.
+
+    Raises:
+        CheckpointError: A number is too large for its new precision.
+    """
+    cast = {key: value.to(own[key].dtype) for key, value in weights.items()}
+    for key, value in cast.items():
+        if value is not weights[key] and not is_finite(value):
+            raise CheckpointError(f"{path}: {key!r} holds numbers too large for {value.dtype}; fetch or make it again")
+    return cast
+
+
+def load_matching(module: Any, weights: Mapping[str, Tensor], *, path: Path, architecture: str, flag: str) -> None:
     """Makes weights, in the module's precision, those of a module that must have exactly these tensors.
 
     Raises:
-        CheckpointError: Names or shapes differ; names the file, the architecture and the first difference.
+        CheckpointError: Names or shapes differ, or a number is too large; names the file and the first difference.
     """
     own = module.state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
-    given = {key: tuple(getattr(value, "shape", ())) for key, value in weights.items()}
+    given = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     differences = [
         *(f"{key} is missing" for key in expected if key not in given),
         *(
@@ -220,4 +460,4 @@ def load_matching(module: Any, weights: Mapping[str, Any], *, path: Path, archit
             f"{differences[0]}; choose another with {flag}"
         )
     # Assigned, not copied: where the precision is the same, there are no second weights even for a moment.
-    module.load_state_dict({key: value.to(own[key].dtype) for key, value in weights.items()}, assign=True)
+    module.load_state_dict(cast_weights(weights, own, path=path), assign=True)

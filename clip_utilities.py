@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
+import time
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -34,6 +35,15 @@ CONTEXT_LENGTH = 77  # tokens that CLIP was trained on, start and end included
 # What is longer than this is cut first; all else goes through the transform as it is.
 _MAX_ASPECT_RATIO = 100
 
+# The largest of OpenAI's sees 448 x 448 px, another 24 x 24 patches: beyond these a photo would take gigabytes.
+_LARGEST_RESOLUTION = 1024  # pixels a side
+_MOST_POSITIONS = 64 * 64 + 1
+
+_VOCABULARY = 49408  # tokens that `clip.tokenize` knows
+
+_UNIT_TOLERANCE = 1e-3  # within which kept text features must have the length 1; rounding leaves 1e-6
+_STALE = 3600.0  # seconds, after which what another run has not finished writing is left over
+
 
 class ClipModel:
     """CLIP with the text features of its prompts: what remains per photo is the image tower.
@@ -51,7 +61,7 @@ class ClipModel:
         show_progress: Show a progress bar while downloading.
 
     Raises:
-        CheckpointError: There is no such model, or it is no CLIP.
+        CheckpointError: There is no such model, or it is no CLIP that works.
         PromptError: A prompt is longer than CLIP's 77 tokens.
     """
 
@@ -81,7 +91,7 @@ class ClipModel:
         )
         self.items, self.prompts, self.decision = tuple(items), tuple(prompts), decision
         self.device = device
-        self.digest = checkpoint_utilities.file_digest(path)
+        self._path, self.digest = path, checkpoint_utilities.file_digest(path)
         model = _load_clip(path).to(device)
         with _without_warnings():
             from clip.clip import _transform
@@ -91,6 +101,8 @@ class ClipModel:
         )
         # Kept from the fp32 weights: in bf16 a scale of 100 would be rounded to 0.5%.
         self._logit_scale = model.logit_scale.float().exp().item()
+        if not math.isfinite(self._logit_scale):
+            raise CheckpointError(f"{path}: its logit_scale overflows; fetch it again, or name another --clip-model")
         cache = checkpoints_dir / "text_features" / f"{_cache_key(self.digest, self.prompts, precision)}.npy"
         with stage("prompts", synchronize=True):
             self._text_features = self._get_text_features(
@@ -116,9 +128,12 @@ class ClipModel:
             batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
             batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
             features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
-            features /= features.norm(dim=-1, keepdim=True)
+            lengths = features.norm(dim=-1, keepdim=True)
+            features /= lengths
             prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
             ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
+        if not (lengths.isfinite() & (lengths > 0)).all():
+            raise ValueError("CLIP makes NaN of it")
         return [
             prompt_utilities.decide(
                 by_prompt, self.prompts, self.items, rule=self.decision, ensemble_probabilities=by_item
@@ -151,14 +166,16 @@ class ClipModel:
 
         from clip_tower_utilities import TextTower
 
-        if cache.is_file():
-            with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):  # damaged: compute again
-                features = np.load(cache, allow_pickle=False)
-                if features.shape == (len(tokens), model.text_projection.shape[1]):
-                    return torch.from_numpy(features).to(self.device)
+        known = _read_array(cache, (len(tokens), model.text_projection.shape[1]))
+        if known is not None:
+            return torch.from_numpy(known).to(self.device)
         with torch.inference_mode():
             features = TextTower(model, getattr(torch, DTYPES[precision]))(tokens.numpy()).float()
             features /= features.norm(dim=-1, keepdim=True)
+        if not _has_unit_length(features.cpu().numpy()):
+            raise CheckpointError(
+                f"{self._path}: makes no features of the prompts, only NaN; name another --clip-model"
+            )
         try:
             _save_array(features.cpu().numpy(), cache)
         except OSError as error:
@@ -175,19 +192,25 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     Raises:
         PromptError: A prompt has more than 77 tokens, start and end included.
     """
+    import torch
+
+    # One by one: `clip.tokenize` encodes all that it is given before it looks at a length.
+    tokens = torch.cat([_tokenize_prompt(prompt) for prompt in prompts])
+    # The end token has the highest id; argmax is how CLIP itself finds it. 0 is no padding mark: it is "!".
+    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+
+def _tokenize_prompt(prompt: str) -> Tensor:
     with _without_warnings():
         import clip
 
     try:
-        tokens = clip.tokenize(list(prompts), context_length=CONTEXT_LENGTH)
+        return clip.tokenize(prompt, context_length=CONTEXT_LENGTH)
     except RuntimeError:
-        too_long = next(prompt for prompt in prompts if _count_tokens(prompt) > CONTEXT_LENGTH)
         raise PromptError(
-            f"'prefixes', 'items' and 'postfixes' make the prompt {shorten(too_long, 80)!r} of "
-            f"{_count_tokens(too_long)} tokens; CLIP reads at most {CONTEXT_LENGTH}, start and end included: shorten it"
+            f"'prefixes', 'items' and 'postfixes' make the prompt {shorten(prompt, 80)!r} of {_count_tokens(prompt)} "
+            f"tokens; CLIP reads at most {CONTEXT_LENGTH}, start and end included: shorten it"
         ) from None
-    # The end token has the highest id; argmax is how CLIP itself finds it. 0 is no padding mark: it is "!".
-    return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
 
 def _count_tokens(prompt: str) -> int:
@@ -207,41 +230,40 @@ def _load_clip(path: Path) -> Any:
     with _without_warnings():
         from clip.model import build_model
 
-    weights = _read_clip_weights(path)
+    weights = checkpoint_utilities.read_weights(path, kind="a CLIP model", flag="--clip-model")
+    if "text_projection" not in weights:
+        raise CheckpointError(
+            f"{path}: not a CLIP model: none of CLIP's names, such as 'text_projection'; name another with --clip-model"
+        )
     try:
         with torch.device("meta"), _without_warnings():  # only the shapes: 1.7 GB of random weights less
-            model = build_model(weights)
-        # As copying would: `build_model` holds the layers in half precision, whatever the file does.
-        own = model.state_dict()
-        model.load_state_dict({key: value.to(own[key].dtype) for key, value in weights.items()}, assign=True)
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError, AssertionError) as error:
+            model = build_model(dict(weights))
+    except Exception as error:  # it derives the architecture from names and shapes, whatever those are
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a CLIP model: {type(error).__name__}: {reason}") from None
+        raise CheckpointError(
+            f"{path}: not a CLIP model: {type(error).__name__}: {reason}; name another with --clip-model"
+        ) from None
+    problem = _size_problem(model)
+    if problem:
+        raise CheckpointError(f"{path}: a CLIP that is of no use here: {problem}; name another with --clip-model")
+    # As copying would: `build_model` holds the layers in half precision, whatever the file does.
+    own = model.state_dict()
+    model.load_state_dict(
+        checkpoint_utilities.cast_weights({key: weights[key] for key in own}, own, path=path), assign=True
+    )
     return model.requires_grad_(requires_grad=False)
 
 
-def _read_clip_weights(path: Path) -> dict[str, Any]:
-    if _is_torchscript(path):
-        import torch
-
-        with _without_warnings():  # torch.jit is deprecated; OpenAI's files know nothing of it
-            try:
-                return dict(torch.jit.load(path, map_location="cpu").state_dict())
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise CheckpointError(f"{path}: a damaged TorchScript archive: {reason}") from None
-    weights = checkpoint_utilities.read_weights(path)
-    if not isinstance(weights, dict) or "text_projection" not in weights:
-        raise CheckpointError(f"{path}: not a CLIP model: no state dict with CLIP's names, such as 'text_projection'")
-    return dict(weights)
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, as OpenAI publishes them; those carry a constants.pkl."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _size_problem(model: Any) -> str | None:
+    """Says which size of a CLIP, built from weights from anywhere, is out of bounds; None where none is."""
+    positions = next(tensor for key, tensor in model.visual.state_dict().items() if "positional_embedding" in key)
+    problems = {
+        f"it reads fewer than {CONTEXT_LENGTH} tokens": model.context_length < CONTEXT_LENGTH,
+        f"it knows fewer than {_VOCABULARY} tokens": model.vocab_size < _VOCABULARY,
+        f"it sees more than {_LARGEST_RESOLUTION} px": model.visual.input_resolution > _LARGEST_RESOLUTION,
+        f"it sees more than {_MOST_POSITIONS} patches": len(positions) > _MOST_POSITIONS,
+    }
+    return next((problem for problem, holds in problems.items() if holds), None)
 
 
 def _mean_features(text_features: Tensor, item_count: int) -> Tensor:
@@ -255,11 +277,37 @@ def _cache_key(digest: str, prompts: Sequence[str], precision: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def _read_array(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Returns (N, D) float32 of unit length as `_save_array` keeps them, None where they are missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # takes no memory, whatever shape a damaged file states
+    except Exception as error:  # its header is parsed as Python; damage makes that raise whatever it makes it
+        _LOGGER.info("%s: damaged, computed again: %s", path, error)
+        return None
+    if (array.shape, array.dtype) != (shape, np.float32):
+        return None
+    return np.array(array) if _has_unit_length(array) else None
+
+
+def _has_unit_length(array: np.ndarray) -> bool:
+    """Whether all rows of (N, D) have the length 1; not where there is a NaN."""
+    return bool((np.abs(np.linalg.norm(array, axis=1) - 1) < _UNIT_TOLERANCE).all())
+
+
 def _save_array(array: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    for temporary in path.parent.glob(".tmp-*"):
+        with contextlib.suppress(OSError):  # another run may clear it away, too
+            if time.time() - temporary.stat().st_mtime > _STALE:
+                temporary.unlink()
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    np.save(temporary, array)
-    temporary.replace(path)
+    try:
+        np.save(temporary, array)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import os
 import re
+import reprlib
 import sys
 import types
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from errors import ConfigError
-from prompt_utilities import DecisionRule
+from prompt_utilities import MOST_PROMPTS, DecisionRule
 
 PROGRAM_DIR = Path(__file__).resolve().parent
 
@@ -72,6 +75,7 @@ class Settings:
     seed: int = 3
     overwrite: bool = False
     limit: int | None = None
+    max_pixels: int = 200_000_000
     dry_run: bool = False
     debug: bool = False
     verbose: bool = False
@@ -84,9 +88,13 @@ class Settings:
 
 PROMPT_KEYS = ("prefixes", "items", "postfixes")
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
-_OF_FLAGS = ("config", "preset", "list_presets")  # what a config file can't say of itself
+# What a config file can't say of itself. One of a stranger is not to append a log to the files of its user either.
+_OF_FLAGS = ("config", "preset", "list_presets", "log")
 _HINTS = get_type_hints(Settings)
 _CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]
+
+_LARGEST_CONFIG = 16 << 20  # bytes
+_LONGEST_WORD, _LONGEST_SETTING = 1000, 4096  # characters; the latter is also what paths have at most on Linux
 
 
 def read_settings(flags: Mapping[str, Any]) -> Settings:
@@ -101,7 +109,7 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     for name, value in flags.items():
         problem = _problem(name, value)
         if problem:
-            raise ConfigError(f"--{name.replace('_', '-')} {value!r}: {problem}")
+            raise ConfigError(f"--{name.replace('_', '-')} {_quote(value)}: {problem}")
     preset = flags.get("preset")
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
@@ -159,10 +167,12 @@ def read_config(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in raw.items():
         name = ALIASES.get(key, key)
+        if name in _OF_FLAGS:
+            raise ConfigError(f"{path}: {key!r}: belongs on the command line, as --{name.replace('_', '-')}")
         if name not in _CONFIG_KEYS:
-            near = difflib.get_close_matches(key, [*_CONFIG_KEYS, *ALIASES], n=1)
+            near = difflib.get_close_matches(key[:60], [*_CONFIG_KEYS, *ALIASES], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_CONFIG_KEYS)}"
-            raise ConfigError(f"{path}: {key!r}: unknown key; {hint}")
+            raise ConfigError(f"{path}: {_quote(key)}: unknown key; {hint}")
         if name in values:
             raise ConfigError(f"{path}: {key!r}: is another name for {name!r}, which is set, too; keep one of them")
         if name in PROMPT_KEYS or (name == "focus_labels" and value is not None):
@@ -171,15 +181,28 @@ def read_config(path: Path) -> dict[str, Any]:
         problem = _problem(name, value)
         if problem:
             raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: {problem}")
+        if name == "detector" and value.startswith("yolo:"):  # ultralytics runs what code the file holds
+            raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: belongs on the command line, as --detector")
         values[name] = value
     for key in PROMPT_KEYS:
         if key not in values:
             raise ConfigError(f'{path}: {key!r} is missing; add a list of strings, such as "{key}": ["a photo of a"]')
-    for item in values["items"]:
+    _check_lists(path, [values[key] for key in PROMPT_KEYS])
+    return values
+
+
+def _check_lists(path: Path, lists: Sequence[Sequence[str]]) -> None:
+    """Checks the prefixes, items and postfixes of a config file together, before their product is made."""
+    for item in lists[1]:
         problem = _folder_problem(item)
         if problem:
-            raise ConfigError(f"{path}: 'items': {item!r} can't be the name of a folder: {problem}")
-    return values
+            raise ConfigError(f"{path}: 'items': {_quote(item)} can't be the name of a folder: {problem}")
+    lengths = [len(each) for each in lists]
+    if math.prod(lengths) > MOST_PROMPTS:
+        raise ConfigError(
+            f"{path}: {lengths[0]:,} prefixes x {lengths[1]:,} items x {lengths[2]:,} postfixes make "
+            f"{math.prod(lengths):,} prompts, more than {MOST_PROMPTS:,}; shorten the lists"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -187,27 +210,34 @@ def _read_json(path: Path) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise ConfigError(f"{path}: {key!r} stands twice; keep one of them")
+                raise ConfigError(f"{path}: {_quote(key)} stands twice; keep one of them")
             seen[key] = value
         return seen
 
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; name your file with --config") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is no UTF-8; save the file as UTF-8") from None
-    try:
-        raw = json.loads(text, object_pairs_hook=refuse_duplicates)
+        raw = json.loads(_read_text(path), object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: no JSON: {error.msg}") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{path}: no usable JSON: {error}") from None
+    except ValueError:
+        raise ConfigError(f"{path}: no usable JSON: a number of thousands of digits; shorten it") from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply; it holds settings and three lists of strings") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: holds {_json_type(raw)}; it must be an object: {{...}}")
     return raw
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_CONFIG + 1)
+        if len(content) > _LARGEST_CONFIG:
+            raise ConfigError(f"{path}: is larger than {_LARGEST_CONFIG >> 20} MB; name your file with --config")
+        return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; name your file with --config") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is no UTF-8; save the file as UTF-8") from None
 
 
 def _read_words(path: Path, key: str, value: Any) -> tuple[str, ...]:
@@ -217,22 +247,33 @@ def _read_words(path: Path, key: str, value: Any) -> tuple[str, ...]:
     if not value:
         remedy = "name at least one" if key in ("items", "focus_labels") else 'use [""] for none'
         raise ConfigError(f"{path}: {key!r}: the list is empty; {remedy}")
+    if len(value) > MOST_PROMPTS:
+        raise ConfigError(f"{path}: {key!r}: a list of {len(value):,}; shorten it to {MOST_PROMPTS:,} at most")
     words: dict[str, str] = {}
     for word in value:
         if not isinstance(word, str):
             raise ConfigError(f"{path}: {key!r}: {_shorten(word)}: must be a string, not {_json_type(word)}")
+        if len(word) > _LONGEST_WORD:
+            raise ConfigError(
+                f"{path}: {key!r}: {_quote(word)}: has {len(word):,} of {_LONGEST_WORD:,} characters at most"
+            )
         if any(0xD800 <= ord(character) <= 0xDFFF for character in word):
-            raise ConfigError(f"{path}: {key!r}: {word!r}: holds half a surrogate pair; write the character itself")
+            raise ConfigError(
+                f"{path}: {key!r}: {_quote(word)}: holds half a surrogate pair; write the character itself"
+            )
         plain = unicodedata.normalize("NFC", " ".join(word.split()))
         # Two items that differ only in case would share one folder on macOS and Windows.
         same = plain.casefold() if key == "items" else plain
         if same in words:
-            raise ConfigError(f"{path}: {key!r}: {word!r} is the same as {words[same]!r}; keep one of them")
+            raise ConfigError(f"{path}: {key!r}: {_quote(word)} is the same as {_quote(words[same])}; keep one of them")
         words[same] = plain
     return tuple(words.values())
 
 
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "123456789")}
+_RESERVED = {
+    *("con", "prn", "aux", "nul", "conin$", "conout$"),
+    *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"),  # and 1 to 3 in superscript
+}
 _OWN_FILES = {"metadata.jsonl", "failures.jsonl", "readme.md"}
 
 
@@ -259,10 +300,15 @@ def _problem(name: str, value: Any) -> str | None:
         return f"must be {' or '.join(_describe(option) for option in options if option is not type(None))}"
     if isinstance(value, str) and (not value or "\0" in value):
         return "must not be empty or hold NUL"
+    if isinstance(value, str) and len(value) > _LONGEST_SETTING:
+        return f"must have at most {_LONGEST_SETTING:,} characters"
+    if isinstance(value, str) and not _is_encodable(value):
+        return "holds half a surrogate pair; write the character itself"
     limits = {
         "margin": lambda: 0 <= value < 0.5,
-        "batch_size": lambda: value == "auto" or value >= 1,
+        "batch_size": lambda: value == "auto" or 1 <= value <= 1024,
         "limit": lambda: value is None or value >= 1,
+        "max_pixels": lambda: 1 <= value <= 2_000_000_000,
         "seed": lambda: 0 <= value < 2**32,
         "background": lambda: re.fullmatch(r"white|transparent|#[0-9a-fA-F]{6}", value),
         "focus_labels": lambda: value is None or (value and all(label.strip() for label in value)),
@@ -275,6 +321,14 @@ def _problem(name: str, value: Any) -> str | None:
     return None
 
 
+def _is_encodable(text: str) -> bool:
+    """Whether a text can name a file; those of flags may hold the bytes of names in another encoding."""
+    try:
+        return bool(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
+
+
 _FRACTIONS = ("focus_threshold", "clean_mask", "min_area", "max_area")
 
 _LIMITS = {
@@ -283,8 +337,9 @@ _LIMITS = {
     "padding": "must lie between 0 and 1: a fraction of the longer side of the subject's box",
     **dict.fromkeys(_FRACTIONS, "must lie between 0 and 1"),
     "margin": "must be at least 0 and below 0.5: a fraction of the photo's shorter side",
-    "batch_size": "must be at least 1, or auto",
+    "batch_size": "must be at least 1 and at most 1024, or auto",
     "limit": "must be at least 1",
+    "max_pixels": "must lie between 1 and 2000000000",
     "seed": "must lie between 0 and 4294967295, the range of numpy's seeds",
     "background": "must be white, transparent or a colour such as #c0c0c0",
 }
@@ -319,6 +374,18 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _shorten(value: Any, limit: int = 60) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+_SHOWN = 60  # characters of a value in a message
+
+
+def _shorten(value: Any) -> str:
+    """Returns a value as JSON has it, or its beginning; of lists and objects about the first that they hold."""
+    if isinstance(value, (list, dict)):
+        return reprlib.repr(value)
+    text = json.dumps(value[:_SHOWN] if isinstance(value, str) else value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _quote(value: Any) -> str:
+    """Returns a value as Python has it, which escapes what does not print, or its beginning."""
+    text = repr(value[:_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

@@ -14,6 +14,7 @@ from errors import DatasetError
 from photo_utilities import is_image
 
 _LONGEST_NAME = 255  # bytes, on every common file system
+_LONGEST_ENDING = 16  # characters; what is longer is no ending
 _HASH_DIGITS = 8
 
 
@@ -70,6 +71,34 @@ def find_photos(
 def count_files(dataset_dir: Path, *, exclude: Sequence[Path] = ()) -> int:
     """Returns how many files `find_photos` will yield."""
     return sum(len(folder.files) for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
+
+
+def watch_dataset(dataset_dir: Path) -> Callable[[], None]:
+    """Returns what raises once the dataset is no longer the folder that it is now: deleted, renamed or unmounted.
+
+    Called where a photo can't be read, it ends a run that would otherwise give each of the others up, too.
+
+    Raises:
+        DatasetError: The dataset is gone, now or when what is returned is called.
+    """
+
+    def stat() -> os.stat_result:
+        try:
+            return dataset_dir.stat()
+        except OSError as error:
+            raise _gone(dataset_dir, error.strerror) from None
+
+    before = stat()
+
+    def check() -> None:
+        if not os.path.samestat(stat(), before):
+            raise _gone(dataset_dir, "another folder is there now")
+
+    return check
+
+
+def _gone(dataset_dir: Path, reason: str) -> DatasetError:
+    return DatasetError(f"{dataset_dir}: is gone ({reason}); bring it back, and the same command goes on from there")
 
 
 @dataclass(frozen=True)
@@ -152,8 +181,8 @@ def output_names(
         taken: Names that no PNG may have: those of the subfolders beside the files.
     """
     taken = tuple(taken)
-    short = {file: _png_name(PurePosixPath(file).stem) for file in file_names}
-    full = {file: _png_name(file) for file in file_names}
+    short = {file: _fit(PurePosixPath(file).stem) for file in file_names}
+    full = {file: _fit(file) for file in file_names}
 
     def rivals(names: dict[str, str]) -> set[str]:
         count = Counter(_same_on_disk(name) for name in [*names.values(), *taken])
@@ -165,24 +194,31 @@ def output_names(
     while to_lengthen := [file for file in rivals(names) if names[file] != full[file]]:
         names.update((file, full[file]) for file in to_lengthen)
     for file in rivals(names):
-        names[file] = _png_name(f"{file}-{_short_hash(file)}")
+        names[file] = _fit(f"{file}-{_short_hash(file)}")
     # What holds no image is never written; it needs a name only so that it can be looked at and skipped.
     return {file: names.get(file, full[file]) for file in file_names}
 
 
-def _png_name(stem: str) -> str:
-    """Returns stem + .png in valid Unicode and at most 255 bytes; a cut name ends in a hash of the whole."""
+def _fit(stem: str, ending: str = ".png") -> str:
+    """Returns stem + ending in valid Unicode and at most 255 bytes; a cut name ends in a hash of the whole."""
     [portable] = _portable_names([stem]).values()
-    if len(portable.encode()) + len(".png") <= _LONGEST_NAME:
-        return f"{portable}.png"
-    kept = portable.encode()[: _LONGEST_NAME - len("-.png") - _HASH_DIGITS].decode(errors="ignore")
-    return f"{kept}-{_short_hash(stem)}.png"
+    if len(f"{portable}{ending}".encode()) <= _LONGEST_NAME:
+        return f"{portable}{ending}"
+    kept = portable.encode()[: _LONGEST_NAME - len(f"-{ending}".encode()) - _HASH_DIGITS].decode(errors="ignore")
+    return f"{kept}-{_short_hash(stem)}{ending}"
 
 
 def alternative_name(photo: PhotoFile) -> str:
     """Returns another name for a photo's cut-out, for where `photo.name` is taken by a photo since deleted."""
     folder, slash, last = photo.name.rpartition("/")
-    return f"{folder}{slash}{_png_name(f'{PurePosixPath(last).stem}-{_short_hash(photo.source)}')}"
+    return f"{folder}{slash}{_fit(f'{PurePosixPath(last).stem}-{_short_hash(photo.source)}')}"
+
+
+def copy_name(photo: PhotoFile) -> str:
+    """Returns the name of a copy of the photo: that of its cut-out, but with the photo's own ending."""
+    folder, slash, last = photo.name.rpartition("/")
+    ending = PurePosixPath(photo.source).suffix
+    return f"{folder}{slash}{_fit(last.removesuffix('.png'), ending if len(ending) <= _LONGEST_ENDING else '')}"
 
 
 def _short_hash(name: str) -> str:

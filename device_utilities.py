@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from errors import DeviceError
@@ -56,6 +59,25 @@ def leave_cores_to_threads(devices: Iterable[str]) -> None:
     if "cpu" not in devices:
         torch.set_num_threads(1)
         sys.setswitchinterval(_SWITCH_INTERVAL)
+
+
+def select_pixels_at_once() -> int:
+    """Returns how many pixels of photos may wait at one stage, or be in one batch, so that memory lasts.
+
+    A pixel takes up to 12 bytes while it is decoded and 16 while its photo is cut; five stages make a third of memory.
+    """
+    return _memory() // 192
+
+
+def _memory() -> int:
+    """Returns this machine's memory in bytes, or what a container may have of it; 8 GiB where nothing tells."""
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+            sizes.append(int(Path(path).read_text(encoding="ascii")))
+    return min(sizes, default=8 * 2**30)
 
 
 def available_devices() -> list[str]:
@@ -132,6 +154,22 @@ def auto_batch_size(device: str, image_size: int = 1024) -> int:
 
     gibibytes = torch.cuda.get_device_properties(device).total_memory / 2**30
     return next((size for least, size in ((64, 32), (30, 16), (14, 8)) if gibibytes >= least), 4)
+
+
+def check_device(device: str) -> None:
+    """Checks that a GPU still answers: after some errors it does not, and every further photo would fail on it.
+
+    Raises:
+        DeviceError: It does not.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        try:
+            torch.zeros(1, device=device).add(1).item()
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise DeviceError(f"{device}: no longer answers ({reason}); the same command goes on from there") from None
 
 
 def select_compile(compile_models: str, device: str, photos: int) -> bool:

@@ -1,5 +1,7 @@
 """The errors that sam2vit explains to its user; anything else is a bug and shows its traceback."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something the user can mend: one line with the value, the problem and the remedy (exit code 2)."""
@@ -41,6 +43,12 @@ class PhotoError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.stage = stage
+
+    @classmethod
+    def of(cls, error: Exception, *, stage: str) -> PhotoError:
+        """Returns what nobody foresaw as the reason of the photo that raised it: its kind and first line."""
+        first_line = str(error).strip().partition("\n")[0]
+        return cls(f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, stage=stage)
 
 
 class NoSubjectError(PhotoError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from focus_utilities import Detection, Detector, Focus, centre_focus, choose_det
 from mask_utilities import (
     Region,
     clean_mask,
+    crop_box,
     describe_mask,
     feather_alpha,
     mask_flags,
@@ -61,6 +63,7 @@ class Photo:
         alpha: (H, W) uint8, how much of each pixel is the subject's; None where the mask's edges are hard.
         region: What can be said of the mask.
         flags: What is doubtful about it.
+        crop: The part of it that is written, (x0, y0, x1, y1) in pixels; None where that is all of it.
         clip_pixels: The subject on white in CLIP's frame, until CLIP has seen it.
         label: What CLIP says.
         seconds: The models' time for its batches, divided by the photos in them.
@@ -75,9 +78,15 @@ class Photo:
     alpha: np.ndarray | None = None
     region: Region | None = None
     flags: tuple[str, ...] = ()
+    crop: tuple[int, int, int, int] | None = None
     clip_pixels: Tensor | None = None
     label: Label | None = None
     seconds: float = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether SAM 2 or CLIP has seen it."""
+        return self.seconds > 0
 
 
 # Of each model on a GPU: one that it computes, and two, so that it does not wait while this thread waits for the other.
@@ -111,13 +120,27 @@ class Flow:
         threads: How many work at a stage that is no model's.
         overlap: Each model works in a thread of its own, so that a GPU has its next batch before it is done with one.
             On a CPU the models would only take the cores from each other.
+        most_pixels: So many pixels may wait at a stage together, or be in one batch; a larger photo is alone.
+        stopping: Whether the run is to end: no photo is begun then, those that a model has seen are finished.
+        check: Called over each failure: raises where what failed is not the photo, but the dataset or a device.
     """
 
     def __init__(
-        self, output: OutputFolder, progress: RunProgress, *, batch_size: int, threads: int, overlap: bool = False
+        self,
+        output: OutputFolder,
+        progress: RunProgress,
+        *,
+        batch_size: int,
+        threads: int,
+        overlap: bool = False,
+        most_pixels: float = math.inf,
+        stopping: Callable[[], bool] = lambda: False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._output, self._progress = output, progress
         self._batch_size, self._threads, self._overlap = batch_size, threads, overlap
+        self._bounded = {"weigh": _count_pixels, "most": most_pixels}
+        self._stopping, self._check = stopping, check
 
     def read(
         self,
@@ -143,6 +166,8 @@ class Flow:
 
         photos = 0
         for file, outcome in map_ahead(read, files, threads=self._threads, ahead=self._batch_size + self._threads):
+            if self._stopping():
+                return
             if isinstance(outcome, NotAPhotoError):
                 _LOGGER.info("%s: skipped: no image", file.source)
                 self._output.skipped += 1
@@ -169,12 +194,14 @@ class Flow:
         size = size or self._batch_size
 
         def attempt(batch: list[Photo]) -> list[tuple[Photo, Photo | PhotoError]]:
+            if self._stopping() and not batch[0].begun:
+                return []  # a later run does them
             # Kept where a batch that is too large is halved, so that the halves are smaller.
             filled = functools.partial(function, fill=size - len(batch))
             outcomes = call_in_parts(filled, batch, lambda photo, error: _model_failure(photo.file, error))
             return list(zip(batch, outcomes, strict=True))
 
-        batches = in_batches(photos, size)
+        batches = in_batches(photos, size, **self._bounded)
         ahead = functools.partial(map_ahead, threads=1, ahead=_BATCHES_AHEAD)
         done = ahead(attempt, batches) if self._overlap else map(attempt, batches)
         for outcomes in done:
@@ -192,9 +219,10 @@ class Flow:
                 return photo, _model_failure(photo.file, error)
 
         ahead = self._batch_size + 1
-        yield from self._surviving(map_ahead(attempt, photos, threads=self._threads, ahead=ahead))
+        yield from self._surviving(map_ahead(attempt, photos, threads=self._threads, ahead=ahead, **self._bounded))
 
     def _fail(self, file: PhotoFile, error: PhotoError) -> None:
+        self._check()
         if isinstance(error, NoSubjectError):
             _LOGGER.info("%s: set aside: %s", file.source, error.reason)
             self._output.set_aside(file)
@@ -209,6 +237,10 @@ class Flow:
                 self._fail(photo.file, outcome)
             else:
                 yield outcome
+
+
+def _count_pixels(photo: Photo) -> int:
+    return photo.image.shape[0] * photo.image.shape[1]
 
 
 def _read_photo(file: PhotoFile, sam2_model: Sam2 | None, point: Callable[[Photo], Focus | None]) -> _Read:
@@ -313,10 +345,23 @@ def _cut(photo: Photo, segmentation: Segmentation, settings: Settings) -> None:
     if photo.flags and settings.strict:
         why = f"mask of {region.area:.1%} of the photo is {' and '.join(map(_EXPLAINED.get, photo.flags))}"
         raise NoSubjectError(f"{why}, and --strict keeps none such", stage="segment")
+    photo.crop = _crop_box(region.box, mask.shape, settings)
     if settings.edges == "soft" or settings.feather:
         soft = settings.edges == "soft"
         alpha = soft_alpha(mask, segmentation.mask_logits) if soft else 255 * mask.astype(np.uint8)
         photo.alpha = feather_alpha(alpha, settings.feather) if settings.feather else alpha
+
+
+def _crop_box(
+    box: tuple[int, int, int, int], shape_hw: tuple[int, int], settings: Settings
+) -> tuple[int, int, int, int] | None:
+    """Returns what of the photo is written, as (x0, y0, x1, y1) in pixels; None where that is all of it."""
+    if not settings.crop:
+        return None
+    x0, y0, x1, y1 = crop_box(box, shape_hw, padding=settings.padding, square=settings.square)
+    if (x1 - x0) * (y1 - y0) > settings.max_pixels:  # of a strip
+        raise PhotoError(f"its square of {x1 - x0} x {y1 - y0} pixels is above --max-pixels", stage="segment")
+    return x0, y0, x1, y1
 
 
 def _on_white(photo: Photo) -> np.ndarray:
@@ -336,5 +381,4 @@ def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 
 
 def _model_failure(file: PhotoFile, error: Exception) -> PhotoError:
     _LOGGER.debug("%s", file.source, exc_info=error)  # the traceback, for the log
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return PhotoError(f"{type(error).__name__}: {reason}", stage="model")
+    return PhotoError.of(error, stage="model")

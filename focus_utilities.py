@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
-import io
+import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO, cast, get_args
 
 import numpy as np
 
@@ -78,12 +79,12 @@ def parse_focus(text: str) -> FocusWord | tuple[float, float] | Path:
         if len(numbers) == len(fractions) == 2:
             return fractions[0], fractions[1]
         raise ConfigError(
-            f"--focus {text!r}: no point in the photo; write two fractions of width and height "
+            f"--focus {_quote(text)}: no point in the photo; write two fractions of width and height "
             "between 0 and 1, such as 0.4,0.6"
         )
     near = difflib.get_close_matches(text.lower(), get_args(FocusWord), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "use center, grid, detector, a point such as 0.4,0.6, or a .csv"
-    raise ConfigError(f"--focus {text!r}: unknown focus; {hint}")
+    raise ConfigError(f"--focus {_quote(text)}: unknown focus; {hint}")
 
 
 def _read_number(text: str) -> float | None:
@@ -95,7 +96,7 @@ def _read_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PointRow:
     """One photo's row of a points file: fractions of width and height where all its numbers are at most 1, else pixels.
 
@@ -116,6 +117,11 @@ class PointRow:
 _POINT_COLUMNS, _BOX_COLUMNS = ("x", "y"), ("x0", "y0", "x1", "y1")
 _HEADER_REMEDY = "the first line must be file_name,x,y or file_name,x,y,x0,y0,x1,y1, separated by commas"
 
+_LONGEST_LINE = 1_000_000  # characters
+_MOST_ROWS = 10_000_000  # 300 bytes each, 500 where they have boxes
+
+ROWS_LOOKED_UP = 1000  # photos: a million would take a minute on a disk, and much longer on a network
+
 
 def read_points(path: Path) -> dict[str, PointRow]:
     """Returns the rows of a points file by the photo's path relative to the dataset, with forward slashes.
@@ -126,36 +132,42 @@ def read_points(path: Path) -> dict[str, PointRow]:
     Raises:
         ConfigError: The file can't be read or used; names the line, the value, the problem and the remedy.
     """
-    # Fields have csv's own bound of 131,072 characters, so that a forgotten quote ends soon; strict: and is noticed.
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
-        rows = _read_rows(reader)
-    except csv.Error as error:
-        raise ConfigError(f"{path}: line {reader.line_num}: no CSV: {error}; look for a missing double quote") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: line {reader.line_num}: {error}") from None
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" begins with a byte order mark
+            rows = _read_rows(path, file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; name your points file with --focus") from None
     if not rows:
         raise ConfigError(f"{path}: holds no points; {_HEADER_REMEDY}, with a line for each photo below it")
     return rows
 
 
-def _read_text(path: Path) -> str:
+def _read_rows(path: Path, file: TextIO) -> dict[str, PointRow]:
+    # Fields have csv's own bound of 131,072 characters, so that a forgotten quote ends soon; strict: and is noticed.
+    reader = csv.reader(_lines(file), strict=True)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; name your points file with --focus") from None
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")  # the byte order mark of Excel's "CSV UTF-8"
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        value = content[error.start : error.start + 1]
+        return _to_rows(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: no CSV: {error}; look for a missing double quote") from None
+    except UnicodeDecodeError as error:  # in what was read ahead, after the last whole line
+        value = error.object[error.start : error.start + 1]
+        line = reader.line_num + len((error.object[: error.start] + value).splitlines())
         raise ConfigError(f"{path}: line {line}: {value!r}: no UTF-8; save the file as UTF-8") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: line {reader.line_num}: {error}") from None
 
 
-def _read_rows(reader: Any) -> dict[str, PointRow]:
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE):
+        yield line
+        if len(line) == _LONGEST_LINE:
+            raise ConfigError(f"{_quote(line)}: a line of {_LONGEST_LINE:,} characters or more; {_HEADER_REMEDY}")
+
+
+def _to_rows(reader: Any) -> dict[str, PointRow]:
     """Returns what a `csv.reader` has left; errors speak of its current line."""
     rows: dict[str, PointRow] = {}
-    lines: dict[str, int] = {}
+    lines = array("Q")  # of each row, where it ends
     header = next(filter(None, reader), [])  # empty lines say nothing
     columns = _read_header(header) if header else {}
     for fields in filter(None, reader):
@@ -166,8 +178,12 @@ def _read_rows(reader: Any) -> dict[str, PointRow]:
             )
         name = fields[columns["file_name"]]
         if name in rows:
-            raise ConfigError(f"{_quote(name)}: stands in line {lines[name]}, too; keep one of them")
-        rows[name], lines[name] = _read_row(name, fields, columns), reader.line_num
+            earlier = lines[list(rows).index(name)]
+            raise ConfigError(f"{_quote(name)}: stands in line {earlier}, too; keep one of them")
+        if len(rows) == _MOST_ROWS:
+            raise ConfigError(f"{_quote(name)}: row {_MOST_ROWS + 1:,}; divide the dataset")
+        rows[name] = _read_row(name, fields, columns)
+        lines.append(reader.line_num)
     return rows
 
 
@@ -211,6 +227,19 @@ def _read_coordinate(column: str, text: str) -> float:
             f"{_quote(text)}: {column} is negative; pixels and fractions count from the photo's upper left"
         )
     return number
+
+
+def stray_names(rows: Iterable[str], dataset_dir: Path) -> list[str]:
+    """Returns those of the first 1,000 names of a points file that name no file of the dataset.
+
+    A name is looked up, never opened; one that leads out of the dataset is not even looked up.
+    """
+    return [name for name in itertools.islice(rows, ROWS_LOOKED_UP) if not _names_a_file(dataset_dir, name)]
+
+
+def _names_a_file(dataset_dir: Path, name: str) -> bool:
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts and checkpoint_utilities.is_file(dataset_dir / path)
 
 
 def _quote(text: str, limit: int = 60) -> str:
@@ -416,7 +445,8 @@ def load_detector(
     path = checkpoint_utilities.find_checkpoint(
         name, public, flag="--detector", checkpoints_dir=checkpoints_dir, show_progress=show_progress
     )
-    model, names = _build_torchvision(name, checkpoint_utilities.read_weights(path), path)
+    state_dict = checkpoint_utilities.read_weights(path, kind=f"the weights of {name}", flag="--detector")
+    model, names = _build_torchvision(name, state_dict, path)
     model.eval().requires_grad_(requires_grad=False).to(device)
     return _TorchvisionDetector(model, names, device, checkpoint_utilities.file_digest(path))
 
@@ -434,7 +464,7 @@ def detector_checkpoints() -> dict[str, PublicCheckpoint]:
     return {name: PublicCheckpoint(urls[name], found[1]) for name, found in digits.items() if found}
 
 
-def _build_torchvision(name: str, state_dict: Any, path: Path) -> tuple[Any, tuple[str | None, ...]]:
+def _build_torchvision(name: str, state_dict: dict[str, Tensor], path: Path) -> tuple[Any, tuple[str | None, ...]]:
     """Returns a detection model of torchvision with the weights of a file, and its labels by index."""
     from torchvision.models import get_model, get_model_weights
 
@@ -444,7 +474,7 @@ def _build_torchvision(name: str, state_dict: Any, path: Path) -> tuple[Any, tup
     weights.get_state_dict = lambda **_: state_dict
     try:
         model = get_model(name, weights=weights, weights_backbone=None, progress=False)
-    except (RuntimeError, TypeError, AttributeError) as error:  # from load_state_dict; the first line is a headline
+    except RuntimeError as error:  # from load_state_dict; the first line is a headline
         difference = " ".join(str(error).partition("\n")[2].split()) or str(error)
         shortened = difference if len(difference) <= 120 else f"{difference[:117]}..."
         raise CheckpointError(
@@ -538,7 +568,7 @@ def _load_yolo(name: str, device: str, checkpoints_dir: Path) -> Detector:
     """Returns the detector of `yolo:FILE.pt`; FILE is a path, or a name under `checkpoints_dir`."""
     file = name.removeprefix("yolo:")
     places = (Path(file), checkpoints_dir / file)
-    path = next((each for each in places if each.suffix == ".pt" and each.is_file()), None)
+    path = next((each for each in places if each.suffix == ".pt" and checkpoint_utilities.is_file(each)), None)
     if path is None:
         raise CheckpointError(
             f"--detector {name}: no such .pt, neither here nor in {checkpoints_dir}; name the .pt of a YOLO model"

@@ -61,32 +61,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    config = ""
+    config, signals = "", Signals()
     try:
         settings = read_settings(parse_flags(arguments))
         config = settings.config
         if settings.list_presets:
             return list_presets()
-        with _console(settings) as console, _sigterm_interrupts():
-            return dry_run(settings, console) if settings.dry_run else run(settings, console)
+        with _console(settings) as console, signals:
+            return dry_run(settings, console) if settings.dry_run else run(settings, console, signals)
     except UserError as error:
         _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
         return EXIT_UNUSABLE
-    except KeyboardInterrupt as interrupt:  # while loading; from the first photo on, run() handles it
-        _say_error("interrupted before the first photo")
-        return EXIT_SIGNALLED + _signal_of(interrupt)
+    except KeyboardInterrupt:  # while loading; from the first photo on, run() handles it
+        _say_error("interrupted; the same command starts where this one ended")
+        return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
 
 
-def run(settings: Settings, console: Console) -> int:
+def run(settings: Settings, console: Console, signals: Signals) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
-    from dataset_utilities import find_photos
-    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
+    from output_utilities import clear_temporaries, lock_output
+
+    folders, files = check_folders(settings)
+    with lock_output(folders.output):
+        for folder in (folders.debug, folders.unknown):
+            clear_temporaries(folder)
+        return do_dataset(folders, files, settings, console, signals)
+
+
+def do_dataset(folders: Folders, files: int, settings: Settings, console: Console, signals: Signals) -> int:
+    """Loads the models, does every photo of the dataset, says what came of it, and returns the exit code.
+
+    Args:
+        folders: Checked, and locked.
+        files: How many the dataset has.
+        settings: Of the run.
+        console: Where to say it.
+        signals: Which may end it early.
+    """
+    from dataset_utilities import find_photos, watch_dataset
+    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads, select_pixels_at_once
     from flow_utilities import Flow
     from output_utilities import OutputFolder
     from pipeline_utilities import measures_devices, stage
-    from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
+    from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary, printable
 
-    folders, files = check_folders(settings)
     _seed_everything(settings.seed)
     keep_freed_memory()
     forbid_tf32()
@@ -104,25 +122,40 @@ def run(settings: Settings, console: Console) -> int:
         items=settings.items,
         overwrite=settings.overwrite,
         threads=_threads(),
+        most_pixels=select_pixels_at_once(),
         unknown=folders.unknown if settings.keep_unknown else None,
     )
     if output.done:
         _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
-    done_before, interrupt = output.done, None
+    done_before, stopped = output.done, None
+    check_dataset = watch_dataset(folders.dataset)
     began = time.monotonic()
     try:
-        with stage("all photos"), output, RunProgress(console, total=min(files, settings.limit or files)) as progress:
-            fail_folder = functools.partial(_fail_folder, output)
+        with (
+            stage("all photos"),
+            signals.stop_gently(),
+            output,
+            RunProgress(console, total=min(files, settings.limit or files)) as progress,
+        ):
+            flow = Flow(
+                output,
+                progress,
+                batch_size=machine.batch_size,
+                threads=_threads(),
+                overlap=machine.overlaps and not measures_devices(),
+                most_pixels=select_pixels_at_once(),
+                stopping=signals.stopping,
+                check=functools.partial(_check_surroundings, check_dataset, machine),
+            )
+            fail_folder = functools.partial(_fail_folder, output, check_dataset)
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
-            overlap = machine.overlaps and not measures_devices()
-            flow = Flow(output, progress, batch_size=machine.batch_size, threads=_threads(), overlap=overlap)
             for photo in do_photos(files_found, flow, settings, machine, models, point=point):
                 write_photo(photo, output, settings, folders.debug)
                 progress.advance()
-            if settings.limit is None:
+            if settings.limit is None and not signals.stopping():
                 output.finish()
-    except KeyboardInterrupt as error:
-        interrupt = error
+    except (KeyboardInterrupt, UserError) as error:
+        stopped = error
 
     print_summary(
         console,
@@ -132,15 +165,17 @@ def run(settings: Settings, console: Console) -> int:
         skipped=output.skipped,
         seconds=time.monotonic() - began,
     )
-    if interrupt is not None:
+    if isinstance(stopped, UserError):
+        raise stopped
+    if signals.stopping():
         _say_error("interrupted; what was finished is in place, the same command goes on from there")
-        return EXIT_SIGNALLED + _signal_of(interrupt)
+        return EXIT_SIGNALLED + signals.number
     if not output.counts and not output.failures:
         return _say_no_photos(settings)
     if settings.micro:
         console.print(
-            f"Look at {settings.output}/. The micro models are for trying out; for photographs leave out --demo and "
-            f"--micro:\n  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER\nwhich downloads "
+            f"Look at {printable(settings.output)}/. The micro models are for trying out; for photographs leave out "
+            "--demo and --micro:\n  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER\nwhich downloads "
             f"{Settings.sam_model} and {Settings.clip_model}, 0.9 GB each.",
             highlight=False,
             markup=False,
@@ -240,7 +275,7 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
         ConfigError: The flags ask for what `--focus` does not give, or its file can't be used.
     """
     from errors import NoSubjectError
-    from focus_utilities import fixed_focus, parse_focus, read_points, row_focus
+    from focus_utilities import ROWS_LOOKED_UP, fixed_focus, parse_focus, read_points, row_focus, stray_names
 
     focus = parse_focus(settings.focus)
     if settings.no_sam and (focus != "center" or settings.verify_focus):
@@ -251,9 +286,15 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
             f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
         )
     rows = read_points(focus) if isinstance(focus, Path) else {}
-    strays = [name for name in rows if not Path(settings.dataset_dir, name).exists()]
+    strays = stray_names(rows, Path(settings.dataset_dir))
     if strays:
-        _LOGGER.warning("%s: %d of its lines name no photo of the dataset, such as %r", focus, len(strays), strays[0])
+        _LOGGER.warning(
+            "%s: %d of its %slines name no photo of the dataset, such as %r",
+            focus,
+            len(strays),
+            f"first {ROWS_LOOKED_UP:,} " if len(rows) > ROWS_LOOKED_UP else "",
+            strays[0],
+        )
 
     def point(photo: Photo) -> Focus | None:
         height, width = photo.image.shape[:2]
@@ -302,17 +343,13 @@ def load_models(settings: Settings, machine: Machine) -> Models:
 
 def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
     """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
-    from mask_utilities import crop_box
     from output_utilities import photo_record, write_atomically
 
-    label, segmentation, region = photo.label, photo.segmentation, photo.region
-    box = None
-    if settings.crop and region is not None:
-        box = crop_box(region.box, photo.image.shape[:2], padding=settings.padding, square=settings.square)
+    label, segmentation = photo.label, photo.segmentation
     record = photo_record(
-        label, segmentation, region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=box
+        label, segmentation, photo.region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=photo.crop
     )
-    output.write(photo.file, functools.partial(_draw, photo, settings.background, box), record)
+    output.write(photo.file, functools.partial(_draw, photo, settings.background, photo.crop), record)
 
     scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
     if segmentation is not None:
@@ -324,23 +361,31 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
         scores += f", {' '.join(photo.flags)}"
     _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, photo.seconds)
     if settings.debug:
-        from inspection_utilities import draw_inspection, encode_jpeg
+        path = (debug_dir / photo.file.name).with_suffix(".jpg")
+        try:
+            write_atomically(path, _draw_inspection(photo, settings, scores))
+        except OSError as error:
+            raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
+        except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
+            _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
 
-        picture = draw_inspection(
+
+def _draw_inspection(photo: Photo, settings: Settings, caption: str) -> bytes:
+    from inspection_utilities import draw_inspection, encode_jpeg
+
+    segmentation = photo.segmentation
+    return encode_jpeg(
+        draw_inspection(
             photo.image,
             _draw(photo, settings.background),
             mask=photo.mask,
             points=None if segmentation is None else segmentation.points,
             focus_box=None if segmentation is None else segmentation.focus.box,
-            crop_box=box,
-            top_items=label.top_items,
-            caption=scores,
+            crop_box=photo.crop,
+            top_items=photo.label.top_items,
+            caption=caption,
         )
-        path = (debug_dir / photo.file.name).with_suffix(".jpg")
-        try:
-            write_atomically(path, encode_jpeg(picture))
-        except OSError as error:
-            raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
+    )
 
 
 def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
@@ -421,7 +466,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Cuts the central subject out of every photo with SAM 2, paints the background white, lets CLIP "
         "choose among the prompts of config.json, and writes the cut-outs to OUTPUT/<item>/.",
         epilog="Exit code: 0 every photo written; 1 finished, but some photos failed or there were none; 2 could not "
-        "start; 130 interrupted. The same command goes on where the last one stopped.",
+        "start, or not go on; 130 interrupted. The same command goes on where the last one stopped.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -441,6 +486,8 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--background", metavar="COLOUR", help=f"{what} (default: {default.background})")
     flag("--no-sam", "-x", action="store_true", help="classify the whole photo and write it uncut")
     flag("--limit", type=int, metavar="N", help="only the first N photos")
+    what = "photos of more pixels are failures, before they are decoded: a small file may ask for all memory"
+    flag("--max-pixels", type=int, metavar="N", help=f"{what} (default: {default.max_pixels})")
     flag("--overwrite", action="store_true", help="delete what the last run wrote, and start over")
     flag("--dry-run", action="store_true", help="show what would be done, and do nothing")
 
@@ -642,7 +689,17 @@ def _count_prompts(settings: Settings) -> str:
     return f"{product} = {prefixes * items * postfixes} prompts"
 
 
-def _fail_folder(output: OutputFolder, folder: str, error: OSError) -> None:
+def _check_surroundings(check_dataset: Callable[[], None], machine: Machine) -> None:
+    """Raises where the photo that has just failed is not to blame: each of the others would fail, too."""
+    from device_utilities import check_device
+
+    check_dataset()
+    check_device(machine.device)
+    check_device(machine.clip_device)
+
+
+def _fail_folder(output: OutputFolder, check_dataset: Callable[[], None], folder: str, error: OSError) -> None:
+    check_dataset()
     _LOGGER.warning("%s: can't be listed: %s", folder, error.strerror)
     output.fail(folder, f"can't be listed: {error.strerror}", stage="decode")
 
@@ -665,34 +722,63 @@ def _threads() -> int:
 def _console(settings: Settings) -> Iterator[Console]:
     from rich.console import Console
 
-    from report_utilities import logging_to
+    from report_utilities import SparableStream, logging_to
 
     if settings.log and Path(settings.output).resolve() in Path(settings.log).resolve().parents:
         raise ConfigError(f"--log {settings.log}: lies in the output, where readers expect photos; put it elsewhere")
-    console = Console(quiet=settings.quiet)
+    console = Console(file=SparableStream(sys.stdout), quiet=settings.quiet)
     level = logging.INFO if settings.verbose or settings.debug else logging.WARNING
     with logging_to(console, level=level, log_file=settings.log):
         yield console
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
+class Signals:
+    """What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do; a context manager.
 
+    Inside `stop_gently` the first one only asks the run to stop, which then finishes what it has begun: nothing is cut
+    off in the middle of its bookkeeping. Elsewhere, and from the second one on, they raise KeyboardInterrupt.
 
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(*_: object) -> NoReturn:
-        raise _Terminated
+    Attributes:
+        number: Of the first signal that came; 0 before it.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self.number = 0
+        self._gently = False
+        self._before: dict[int, Any] = {}
 
+    def __enter__(self) -> Signals:
+        handled = [signal.SIGINT, signal.SIGTERM]
+        hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # nohup ignores it
+            handled.append(hang_up)
+        self._before = {number: signal.signal(number, self._handle) for number in handled}
+        return self
 
-def _signal_of(interrupt: KeyboardInterrupt) -> int:
-    return signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stopping(self) -> bool:
+        """Whether the run is to end."""
+        return self.number > 0
+
+    @contextlib.contextmanager
+    def stop_gently(self) -> Iterator[None]:
+        """Lets the first signal in the block ask, not interrupt."""
+        self._gently = True
+        try:
+            yield
+        finally:
+            self._gently = False
+
+    def _handle(self, number: int, _: object) -> None:
+        first = not self.stopping()
+        self.number = self.number or number
+        if not (first and self._gently):
+            raise KeyboardInterrupt
+        with contextlib.suppress(OSError):  # not by print: the signal may have come in the middle of one
+            os.write(2, b"\nmain.py: stopping after the photos in hand; the same signal again stops at once\n")
 
 
 def _say_no_photos(settings: Settings) -> int:
@@ -701,9 +787,9 @@ def _say_no_photos(settings: Settings) -> int:
 
 
 def _say_error(message: str) -> None:
-    from report_utilities import printable
+    from report_utilities import SparableStream, printable
 
-    print(f"main.py: {printable(message)}", file=sys.stderr)
+    print(f"main.py: {printable(message)}", file=SparableStream(sys.stderr), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ _WHITE = (255, 255, 255)
 _SURELY_SUBJECT = 250  # alpha, from which a pixel's own colour shows no trace of the background
 _COLOUR_MARGIN = 2  # pixels beyond the nearest of these: the mean of a few of them, not of one
 _VIEW_PADDING = 0.05  # of the subject's longer side, on each side of it
+_VIEW_SIDE = 8192  # pixels, of a square that is never too large
 
 # GrabCut's constants, chosen on held-out photos and scenes with the micro model: what the network gives less than 0.05
 # is background for certain, what it gives more than 0.85 subject.
@@ -415,4 +416,12 @@ def square_view(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     height, width = mask.shape
     box = bounding_box(mask) or (0, 0, width, height)
-    return crop(image, crop_box(box, mask.shape, padding=_VIEW_PADDING, square=True), _WHITE)
+    x0, y0, x1, y1 = crop_box(box, mask.shape, padding=_VIEW_PADDING, square=False)
+    longer = max(x1 - x0, y1 - y0)
+    # A strip of 30,000 x 1 would become a square of 0.9 gigapixels.
+    scale = min(1.0, max(_VIEW_SIDE, math.sqrt(4 * height * width)) / longer)
+    if scale < 1:
+        size_wh = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
+        image = cv2.resize(image[y0:y1, x0:x1], size_wh, interpolation=cv2.INTER_AREA)
+        x0, y0, x1, y1 = 0, 0, *size_wh
+    return crop(image, crop_box((x0, y0, x1, y1), image.shape[:2], padding=0, square=True), _WHITE)

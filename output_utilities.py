@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
 import logging
+import math
 import os
+import re
+import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from dataset_utilities import PhotoFile, alternative_name
-from errors import OutputError
+from dataset_utilities import PhotoFile, alternative_name, copy_name
+from errors import OutputError, PhotoError
 from mask_utilities import Region
+from photo_utilities import open_regular
 from pipeline_utilities import stage
 from png_utilities import encode_png
 from prompt_utilities import Label
@@ -26,15 +32,16 @@ from sam_utilities import Segmentation
 _LOGGER = logging.getLogger("sam2vit")
 
 METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
+_LOCK = ".lock"  # only while a run is writing
 # What a resumed run reads of a row; a row without it, or with something else there, is not ours.
 _RECORD_TYPES = {"file_name": str, "label": str, "source": str, "item_probability": (int, float)}
 _FAILURE_TYPES = {"source": str, "reason": str, "stage": str}
 MOVED = "moved by hand"  # the flag of a record whose cut-out a user has put into another item's folder
-_TEMPORARY = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp-\d+-\d+")
 _SERIAL = itertools.count()
 
-# What the whole run shares, unlike a name that this one file system can't store.
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def sibling(output: Path, kind: str) -> Path:
@@ -62,7 +69,9 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
             what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
             raise OutputError(f"{what}: {relation} the dataset {dataset_dir}; name another --output")
     try:
-        strangers = sorted(path.name for path in output.iterdir() if not path.name.startswith(_TEMPORARY))
+        strangers = sorted(
+            path.name for path in output.iterdir() if path.name != _LOCK and not _TEMPORARY.fullmatch(path.name)
+        )
     except FileNotFoundError:
         return
     except OSError as error:
@@ -72,6 +81,66 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
             f"--output {output}: holds files that are not of a sam2vit run, such as {strangers[0]!r}; "
             "name a new or empty folder"
         )
+
+
+@contextlib.contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
+
+    The lock is the operating system's: a run that was killed holds none, whatever file it has left.
+
+    Raises:
+        OutputError: Another run has it, or the folder can't be written.
+    """
+    path = output / _LOCK
+    made = not output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = _holder(path)
+        raise OutputError(
+            f"--output {output}: {holder} is writing to it; wait for its end, or name another --output"
+        ) from None
+    except NotImplementedError:  # a network file system without locks
+        _LOGGER.warning("%s: can't be locked on this file system; let no other run write to it", output)
+        yield
+        return
+    except OSError as error:
+        raise _unwritable(output, error) from None
+    try:
+        with contextlib.suppress(OSError):  # a full disk is told of by what needs it
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # nothing was written
+                output.rmdir()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:200] or "another run"
+    except (OSError, ValueError):
+        return "another run"
+
+
+def _unwritable(output: Path, error: OSError) -> OutputError:
+    reason = error.strerror or error
+    return OutputError(
+        f"--output {output}: can't be written: {reason}; make room, mend its permissions, or name another"
+    )
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there."""
+    for each, _, files in os.walk(folder):
+        for file in filter(_TEMPORARY.fullmatch, files):
+            Path(each, file).unlink(missing_ok=True)
 
 
 class OutputFolder:
@@ -86,6 +155,7 @@ class OutputFolder:
         items: The items that photos can be given.
         overwrite: Delete what an earlier run has written, and start over.
         threads: How many PNGs are encoded at once.
+        most_pixels: So many pixels may wait to be written; a larger photo is alone.
         unknown: Where photos are copied to that are set aside; nowhere where None.
 
     Raises:
@@ -100,6 +170,7 @@ class OutputFolder:
         items: Sequence[str],
         overwrite: bool = False,
         threads: int = 2,
+        most_pixels: float = math.inf,
         unknown: Path | None = None,
     ) -> None:
         self.path = output
@@ -111,6 +182,7 @@ class OutputFolder:
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
         self._pending: deque[tuple[Future[None], PhotoFile, dict[str, Any]]] = deque()
         self._most_pending = 2 * threads  # full-size photos, so no more than keeps the threads busy
+        self._most_pixels = most_pixels
         try:
             output.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -119,10 +191,10 @@ class OutputFolder:
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             self._orphans = self._take_stock()
             self._write_card()
-            self._metadata = (output / METADATA).open("ab")
-            self._failures_file = (output / FAILURES).open("ab")
+            self._metadata = _JsonLines(output / METADATA)
+            self._failures_file = _JsonLines(output / FAILURES)
         except OSError as error:
-            raise OutputError(f"--output {output}: can't be written: {error.strerror or error}") from None
+            raise _unwritable(output, error) from None
         self._pool = ThreadPoolExecutor(threads)
 
     @property
@@ -157,23 +229,28 @@ class OutputFolder:
         file_name = self._file_name(photo, record["label"])
         row = {"file_name": file_name, "label": record["label"], "source": photo.source, **record}
         self._pending.append((self._pool.submit(_draw_and_write, self.path / file_name, draw), photo, row))
-        while self._pending and (self._pending[0][0].done() or len(self._pending) > self._most_pending):
+        while self._pending and (self._pending[0][0].done() or self._is_behind()):
             self._record_first()
+
+    def _is_behind(self) -> bool:
+        pixels = sum(_count_pixels(row) for _, _, row in self._pending)
+        return len(self._pending) > self._most_pending or (len(self._pending) > 1 and pixels > self._most_pixels)
 
     def fail(self, source: str, reason: str, *, stage: str) -> None:
         """Records a photo that can't be done; the next run tries it again."""
         failure = {"source": source, "reason": reason, "stage": stage}
         self._failures[source] = failure
         self._failed_now.add(source)
-        self._append(self._failures_file, failure)
+        self._failures_file.append(failure)
 
     def set_aside(self, photo: PhotoFile) -> None:
         """Copies a photo to the folder of those without a subject, where there is to be one; see `fail`, too."""
         if self._unknown is None:
             return
-        path = (self._unknown / photo.name).with_suffix(photo.path.suffix)
+        path = self._unknown / copy_name(photo)
         try:
-            contents = photo.path.read_bytes()
+            with open_regular(photo.path) as file:
+                contents = file.read()
         except OSError as error:
             _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, self._unknown, error.strerror)
             return
@@ -206,31 +283,47 @@ class OutputFolder:
         try:
             if error_type is not None:
                 self._pending = deque(entry for entry in self._pending if not entry[0].cancel())
-            while self._pending:
-                self._record_first()
-            self._metadata.close()
-            self._failures_file.close()  # before it is replaced: Windows does not rename onto an open file
-            self._write_failures()
-            self._write_card()
-        except (OSError, OutputError):
+            self._finish_writing()
+        except OutputError:
             if error_type is None or issubclass(error_type, KeyboardInterrupt):
                 raise
             _LOGGER.debug("closing the output failed, too", exc_info=True)
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            for _, _, row in self._pending:  # where records can't be written
+                self._unlink(row)
             self._metadata.close()
             self._failures_file.close()
 
+    def _finish_writing(self) -> None:
+        while self._pending:
+            self._record_first()
+        self._metadata.sync()
+        self._failures_file.close()  # before it is replaced: Windows does not rename onto an open file
+        try:
+            self._write_failures()
+            self._write_card()
+        except OSError as error:
+            raise _stopped(self.path, error) from None
+
     def _file_name(self, photo: PhotoFile, item: str) -> str:
         """Returns the path of a cut-out in the output; clears away what an interrupted run left under its name."""
-        for other in self._orphans.intersection(f"{each}/{photo.name}" for each in self._items):
-            _LOGGER.info("%s: had no record, its photo is done again", other)
-            (self.path / other).unlink(missing_ok=True)
-            self._orphans.discard(other)
+        if self._orphans:
+            self._clear_orphans(photo)
         file_name = f"{item}/{photo.name}"
         if file_name in self._taken:  # by a photo of an earlier run, since renamed or deleted
             file_name = f"{item}/{alternative_name(photo)}"
         return file_name
+
+    def _clear_orphans(self, photo: PhotoFile) -> None:
+        names = (photo.name, alternative_name(photo))
+        for other in self._orphans.intersection(f"{item}/{name}" for item in self._items for name in names):
+            _LOGGER.info("%s: had no record, its photo is done again", other)
+            try:
+                (self.path / other).unlink(missing_ok=True)
+            except OSError as error:
+                raise _stopped(self.path / other, error) from None
+            self._orphans.discard(other)
 
     def _record_first(self) -> None:
         future, photo, row = self._pending[0]
@@ -238,26 +331,27 @@ class OutputFolder:
         self._pending.popleft()
         if isinstance(error, OSError):
             if error.errno in _FATAL:
-                raise OutputError(
-                    f"{self.path / row['file_name']}: can't be written: {error.strerror}; "
-                    "what was finished is kept, the same command goes on from there"
-                ) from None
+                raise _stopped(self.path / row["file_name"], error)
             self.fail(photo.source, f"can't be written: {error.strerror or error}", stage="write")
+            return
+        if isinstance(error, Exception):  # whatever drawing one photo raises is that photo's reason
+            _LOGGER.debug("%s", photo.source, exc_info=error)
+            self.fail(photo.source, PhotoError.of(error, stage="write").reason, stage="write")
             return
         if error is not None:
             raise error
-        self._append(self._metadata, row)
+        try:
+            self._metadata.append(row)
+        except OutputError:
+            self._unlink(row)
+            raise
         self._count(row)
         self._failures.pop(photo.source, None)
 
-    def _append(self, file: Any, row: Mapping[str, Any]) -> None:
-        try:
-            file.write(_to_line(row))
-            file.flush()
-        except OSError as error:
-            raise OutputError(
-                f"{file.name}: can't be written: {error.strerror}; make room, and the same command goes on from there"
-            ) from None
+    def _unlink(self, row: Mapping[str, Any]) -> None:
+        """Deletes a PNG that gets no record, where the disk lets it; else a later run does."""
+        with contextlib.suppress(OSError):
+            (self.path / row["file_name"]).unlink(missing_ok=True)
 
     def _count(self, row: Mapping[str, Any]) -> None:
         self.counts[row["label"]] += 1
@@ -282,7 +376,7 @@ class OutputFolder:
         for folder, _, files in os.walk(self.path):
             for file in files:
                 path = Path(folder, file)
-                if file.startswith(_TEMPORARY):
+                if _TEMPORARY.fullmatch(file):
                     path.unlink(missing_ok=True)
                 elif file.endswith(".png"):
                     found.add(path.relative_to(self.path).as_posix())
@@ -315,7 +409,8 @@ class OutputFolder:
         return places[0] if len(places) == 1 else None
 
     def _write_failures(self) -> None:
-        write_atomically(self.path / FAILURES, b"".join(map(_to_line, self._failures.values())))
+        rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
+        write_atomically(self.path / FAILURES, b"".join(map(_to_line, rows)))
 
     def _write_card(self) -> None:
         write_atomically(self.path / CARD, _dataset_card(self.counts).encode())
@@ -380,21 +475,85 @@ def photo_record(
     }
 
 
+def _count_pixels(row: Mapping[str, Any]) -> int:
+    """Returns the pixels of a photo or of its cut-out, whichever has more: a square one reaches beyond the photo."""
+    x0, y0, x1, y1 = row["crop"] or (0, 0, 0, 0)
+    return max(row["width"] * row["height"], (x1 - x0) * (y1 - y0))
+
+
 def _draw_and_write(path: Path, draw: Callable[[], np.ndarray]) -> None:
     with stage("PNG"):
         write_atomically(path, encode_png(draw()))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
+    """Writes a file, whole or not at all, even where the power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{next(_SERIAL)}")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or the name may reach the disk before the contents
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+class _JsonLines:
+    """A JSONL file that rows are appended to, each whole or not at all.
+
+    Raises:
+        OSError: The file can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Without a buffer, whose rest would be tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Appends a row.
+
+        Raises:
+            OutputError: It can't be written, or the file is no longer there.
+        """
+        size = self._file.seek(0, os.SEEK_END)
+        left = memoryview(_to_line(row))
+        try:
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            while left:  # a disk with little room takes a part, and refuses the rest
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise _stopped(self._path, error) from None
+
+    def sync(self) -> None:
+        """Waits until the rows are on the disk.
+
+        Raises:
+            OutputError: They can't be brought there.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _stopped(self._path, error) from None
+
+    def close(self) -> None:
+        """Closes the file, where it is open."""
+        self._file.close()
+
+
+def _stopped(path: Path, error: OSError) -> OutputError:
+    reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
+    return OutputError(
+        f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
+        "mend that, and the same command goes on from there: what was finished is kept"
+    )
 
 
 def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
@@ -402,7 +561,7 @@ def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except ValueError:
+    except (ValueError, RecursionError):
         earlier = None
     if not isinstance(earlier, dict):
         raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
@@ -435,7 +594,7 @@ def _read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, An
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
             rows.append(row)
@@ -443,7 +602,14 @@ def _read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, An
 
 
 def _to_line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(
+        errors="replace"
+    )  # halves of surrogate pairs are no UTF-8
+
+
+def _as_markdown(text: str) -> str:
+    """Returns a text so that Markdown and the HTML made of it show it as it is."""
+    return re.sub(r"([\\`*_\[\]<>&|~])", r"\\\1", text)
 
 
 def _dataset_card(counts: Mapping[str, int]) -> str:
@@ -452,7 +618,7 @@ def _dataset_card(counts: Mapping[str, int]) -> str:
     Without explicit `configs` its loader guesses splits from names: a class called `train` or a file called
     IMG_test-1.png would become the whole dataset.
     """
-    rows: Iterable[str] = (f"| {item} | {count} |" for item, count in sorted(counts.items()))
+    rows: Iterable[str] = (f"| {_as_markdown(item)} | {count} |" for item, count in sorted(counts.items()))
     table = "\n".join(rows)
     return f"""---
 configs:

@@ -3,27 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
+import math
+import os
+import re
+import stat
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from errors import NotAPhotoError, PhotoError
 
-# What Pillow recognises and is no photo here. PostScript is a program that it would hand to Ghostscript: a stranger's
-# file must not run programs. For the others it has no decoder, or, as for IM, takes plain text for them.
-_NO_PHOTOS = {"EPS", "BUFR", "GRIB", "HDF5", "IM", "MPEG", "WMF"}
+# What photos come in. All else is none, on purpose where Pillow 13 reads it:
+# - JPEG2000: OpenJPEG takes 1.7 KB a pixel where the file wants its precincts tiny; 124 bytes took 14 GB.
+# - ICO, CUR, ICNS: decoded at opening, before their size can be looked at, and hold PNGs that are checked by no one.
+# - EPS: a program, which Pillow hands to Ghostscript.
+# - FITS: gunzipped whole, whatever comes out. QOI, MSP, FTEX: decoded in Python.
+_SIGNED = ("HEIF", "AVIF", "BMP", "PCX", "GIF", "PNG", "JPEG", "TIFF", "PPM", "PSD", "SGI", "WEBP")
+_FORMATS = (*_SIGNED, "DIB", "TGA")  # the last two have no signature: icons and films would pass for them
 
-MAX_PIXELS = 300_000_000  # 0.9 GB decoded; the largest phone sensors have 200 million
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns there, and refuses at twice that
+MAX_PIXELS = 200_000_000  # the largest phone sensors have 16320 x 12240
+_MAX_SIDE = 1_000_000  # Pillow keeps 8 to 16 bytes for every row beside its pixels
+BYTES_PER_PIXEL = 21  # of memory, measured: 21 are HEIF's with alpha and 10 bits, 17 WebP's and AVIF's, 12 all others'
+_MAX_BYTES_PER_PIXEL = 8  # of a file: 4 bands of 16 bits, uncompressed
+_MAX_WHOLE_BYTES_PER_PIXEL = 2  # of a file that is read at once, as HEIF, AVIF and WebP are
+
+# What a file may hold; photos stay far below. Beyond, a small file could cost minutes, or gigabytes.
+_MAX_HEADER_READS = 20_000  # Pillow reads a GIF's comments block by block, 17 times their size in memory
+_MAX_JPEG_SEGMENTS = 1000  # Pillow copies the EXIF block anew with each segment that goes on with it
+_MAX_JPEG_SCANS = 100  # each passes over the whole picture: at 8 megapixels, 87 KB of 2000 took 19 s, 100 take 1 s
+_MAX_PNG_CHUNKS = 1000  # beside pixels; Pillow inflates each text to up to 1 MB, which takes 5 ms
+_MAX_PNG_BYTES = 64_000_000  # beside pixels; of an EXIF block, Pillow has four copies
+_MIN_PNG_CHUNK = 64  # bytes of pixels; less is no use
+_MAX_NUMBER_BYTES = 4_000_000  # in one directory of TIFF or EXIF tags; fractions take 22 times that as objects
+_MAX_TAG_BYTES = 16_000_000  # of another tag; larger ones are left out: layers, for other programs
+_MAX_PROFILE_BYTES = 4_000_000  # of a colour profile; 1 MB of steps for each colour takes 10 s
+_MAX_HEIF_BYTES = 500_000_000  # of a file, times its items: pillow-heif copies what they share for each
+_MAX_PLANES = 8  # how often the strips and tiles of a file may fill the picture; TIFF has up to 6 planes
+_MAX_TILE_PIXELS = 4096 * 4096  # of a compressed TIFF that is smaller itself; libtiff decodes tiles whole
+_MAX_SLOW_PIXELS = {  # by Pillow's name of a decoder that is written in Python
+    "bmp_rle": 24_000_000,  # 3 s, for no more than a few KB
+    "ppm": 24_000_000,  # 45 s, with another maximum than 255
+    "ppm_plain": 0,  # numbers as text: 1 MB of comments among them take 10 s
+}
+
+_BLOCK_BYTES = 1 << 20
+_BAND_PIXELS = 1 << 20  # are converted at a time, so that no step needs the whole picture twice
 
 _JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first, as many phones write
+_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # none that stands alone or among the pixels
+_JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
+_JPEG_BYTES, _JPEG_BYTES_PER_PIXEL = 64_000_000, 4  # are read at once; of longer files Pillow reads a block at a time
+
+_HEIF_SIZE = re.compile(rb"ispe....(.{8})", re.DOTALL)
+# An item, but not one of the tiles that make up a large picture, which are hidden.
+_HEIF_ITEM = re.compile(rb"infe(?!\x02..\x01....(?:hvc1|av01)|\x03..\x01......(?:hvc1|av01))", re.DOTALL)
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS: dict[
@@ -38,13 +82,29 @@ _TURNS: dict[
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for negatives
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF's tags
+_TAGS_OF_BYTES = {1, 2, 6, 7}  # TIFF's types that stay bytes in memory
 
 _WHITE = (255, 255, 255, 255)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file for reading, and nothing else: no pipe or device, whatever has come to lie in the file's place.
+
+    Raises:
+        OSError: It can't be opened, or is no regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for someone to write to it.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
-    """Returns the formats that are recognised: Pillow's, and HEIC with pillow-heif installed."""
+    """Returns the formats that are recognised: those of photos that Pillow reads, HEIF with pillow-heif installed."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -52,10 +112,28 @@ def readable_formats() -> tuple[str, ...]:
     else:
         register_heif_opener()
     Image.init()
+    _limit_tags()
     # Once, not around each photo: warnings.catch_warnings is no matter for threads. Errors are what counts.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF and the like
-    return tuple(Image.OPEN)
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _limit_tags() -> None:
+    """Bounds what Pillow takes from a directory of TIFF or EXIF tags."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2
+    load = directory.load
+
+    def load_few(self: TiffImagePlugin.ImageFileDirectory_v2, file: BinaryIO) -> None:
+        load(self, file)
+        sizes = {tag: len(data) for tag, data in getattr(self, "_tagdata", {}).items()}  # Pillow's own
+        if sum(size for tag, size in sizes.items() if self.tagtype[tag] not in _TAGS_OF_BYTES) > _MAX_NUMBER_BYTES:
+            self.reset()  # some callers go on without them
+            raise ValueError(f"more than {_MAX_NUMBER_BYTES:,} bytes of numbers in its tags")
+        for tag in (tag for tag, size in sizes.items() if size > _MAX_TAG_BYTES):
+            del self[tag]
+
+    directory.load = load_few
 
 
 @functools.cache
@@ -66,67 +144,241 @@ def _image_endings() -> frozenset[str]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether Pillow recognises the contents of a file as an image; its ending does not matter."""
+    """Whether the contents of a file are recognised as an image, even one that is refused; its ending is no matter."""
     try:
-        with _open(path):
+        with _open(path, MAX_PIXELS):
             return True
-    except Image.DecompressionBombError:
+    except (PhotoError, Image.DecompressionBombError):
         return True
     except Exception:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
         return False
 
 
-def read_photo(path: Path) -> np.ndarray:
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Returns the first frame of an image file as (H, W, 3) uint8 RGB, upright, transparent parts on white.
 
     EXIF orientation is applied. An embedded colour profile other than sRGB is converted to sRGB.
     16-bit and floating-point greys keep their range.
 
+    It takes at most `BYTES_PER_PIXEL` of memory for each pixel, 600 MB (most of it for what a colour profile may ask
+    for), and twice the file's size; five times that of HEIF, AVIF and WebP, which may have 2 bytes a pixel of
+    `max_pixels`. An AVIF that lies about its size takes what libavif's own limit of 16384 x 16384 pixels does.
+
+    Args:
+        path: Of the file.
+        max_pixels: An image with more is refused. Threads that read at the same time have to agree on it.
+
     Raises:
         NotAPhotoError: The file holds no image, and its ending does not say that it should.
-        PhotoError: The image can't be read.
+        PhotoError: The image can't be read, or is refused.
     """
+    # Pillow refuses at twice its own limit. Some of its plugins ask for memory before the size is checked here.
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
     try:
-        with _open(path) as image:
-            return _to_rgb(image)
-    except UnidentifiedImageError:
-        if path.suffix.lower() not in _image_endings():
-            raise NotAPhotoError(path.name) from None
-        raise PhotoError(_unreadable_reason(path), stage="decode") from None
-    except Image.DecompressionBombError:
-        raise PhotoError(f"has more than {MAX_PIXELS:,} pixels; make it smaller", stage="decode") from None
+        rgb, orientation = _decode(path, max_pixels)
+        turn = _TURNS.get(orientation)
+        return rgb if turn is None else turn(rgb)
     except Exception as error:  # as in is_image: a fuzzer found nine kinds, struct.error and RuntimeError among them
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PhotoError(f"can't be read: {reason}", stage="decode") from error
+        failure = _failure(path, error, max_pixels)
+    raise failure  # out here: with the error's traceback, it would keep the picture in memory for as long as it lives
+
+
+def _failure(path: Path, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
+    """Returns what read_photo raises over an error."""
+    if isinstance(error, PhotoError):
+        return error.with_traceback(None)
+    if isinstance(error, UnidentifiedImageError):
+        claims_to_be_one = path.suffix.lower() in _image_endings()
+        return PhotoError(str(error), stage="decode") if claims_to_be_one else NotAPhotoError(path.name)
+    if isinstance(error, Image.DecompressionBombError):
+        [pixels, *_] = re.findall(r"\d+", str(error))
+        return _too_large(int(pixels), max_pixels)
+    reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
+    return PhotoError(f"can't be read: {reason}", stage="decode")
+
+
+class _Reader(io.BufferedReader):
+    """A file for Pillow's plugins that can't be read on and on, for a header without end.
+
+    Attributes:
+        reads_left: How often it may still be read.
+        most_bytes: How long it may be to be read at once.
+    """
+
+    reads_left: float = math.inf
+    most_bytes: float = math.inf
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise _too_many(_MAX_HEADER_READS, "parts before its pixels")
+        if (size is None or size < 0) and (length := os.fstat(self.fileno()).st_size) > self.most_bytes:
+            raise _too_long(length, self.most_bytes)
+        return super().read(size)
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     # By its contents, not its path: Pillow maps uncompressed TIFFs that it opens by path, and with an orientation
     # that swaps the sides some modes then come out scrambled (Pillow 13.0).
-    with path.open("rb") as file, Image.open(file, formats=readable_formats()) as image:
-        if image.format in _NO_PHOTOS:
-            raise UnidentifiedImageError(f"{image.format} holds no photo")
-        yield image
+    with _Reader(open_regular(path).detach()) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_BYTES_PER_PIXEL * max_pixels:  # left unread, it is an image if its ending says so
+            raise UnidentifiedImageError(_too_long(size, _MAX_BYTES_PER_PIXEL * max_pixels).reason)
+        file.most_bytes = _MAX_WHOLE_BYTES_PER_PIXEL * max_pixels
+        _check_parts(file, max_pixels)
+        file.reads_left = _MAX_HEADER_READS
+        try:
+            image = Image.open(file, formats=_formats_of(path))
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(_unreadable_reason(path, size)) from None
+        file.reads_left = math.inf
+        with image:
+            yield image
 
 
-def _unreadable_reason(path: Path) -> str:
-    if path.stat().st_size == 0:
+def _unreadable_reason(path: Path, size: int) -> str:
+    if size == 0:
         return "the file is empty"
     if path.suffix.lower() in (".heic", ".heif", ".hif") and "HEIF" not in readable_formats():
         return "HEIC is read with pillow-heif; install it: pip install pillow-heif"
-    return "the contents are no image that Pillow reads"
+    return f"the contents are no image that is read here; these are: {', '.join(readable_formats())}"
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _formats_of(path: Path) -> tuple[str, ...]:
+    """Returns the formats that a file may have: of those without a signature, the one that its ending says."""
+    said = Image.registered_extensions().get(path.suffix.lower())
+    return tuple(name for name in readable_formats() if name in _SIGNED or name == said)
+
+
+def _check_parts(file: BinaryIO, max_pixels: int) -> None:
+    """Raises PhotoError over a file that is made up of more parts than photos are."""
+    start = file.read(16)
+    if start.startswith(_JPEG_START):
+        _check_jpeg(file)
+    elif start.startswith(_PNG_START):
+        _check_png(file)
+    elif "HEIF" in readable_formats() and Image.OPEN["HEIF"][1](start):
+        _check_heif(file, max_pixels)
+
+
+def _check_jpeg(file: BinaryIO) -> None:
+    """Raises PhotoError over a JPEG file whose first picture has more segments or scans than photos have."""
+    scans = 0
+    for count, marker in enumerate(_jpeg_markers(file), 1):
+        scans += marker == _JPEG_SCAN
+        if scans > _MAX_JPEG_SCANS:
+            raise _too_many(_MAX_JPEG_SCANS, "scans")
+        if count > _MAX_JPEG_SEGMENTS:
+            raise _too_many(_MAX_JPEG_SEGMENTS, "segments")
+
+
+def _jpeg_markers(file: BinaryIO) -> Iterator[bytes]:
+    """Yields the markers of the first picture's segments, as libjpeg comes by them; a film may lie behind it."""
+    file.seek(2)
+    block, position = b"", 0
+    while True:
+        marker = _JPEG_MARKER.search(block, position)
+        if marker and marker[1] == _JPEG_END:
+            return
+        if marker is None or marker.end() + 2 > len(block):
+            rest = block[marker.start() if marker else max(position, len(block) - 1) :]
+            more = file.read(_BLOCK_BYTES)
+            if not more:
+                return
+            block, position = rest + more, 0
+            continue
+        yield marker[1]
+        length = int.from_bytes(block[marker.end() : marker.end() + 2], "big")
+        position = marker.end() + max(2, length)
+        if position > len(block):
+            file.seek(position - len(block), io.SEEK_CUR)
+            block, position = b"", 0
+
+
+def _check_png(file: BinaryIO) -> None:
+    """Raises PhotoError over a PNG file that has more chunks beside those of pixels than photos have."""
+    file.seek(len(_PNG_START))
+    others = other_bytes = 0
+    while len(head := file.read(8)) == 8 and (kind := head[4:]) != b"IEND":
+        length = int.from_bytes(head[:4], "big")
+        if kind not in (b"IDAT", b"fdAT", b"fcTL") or length < _MIN_PNG_CHUNK:
+            others, other_bytes = others + 1, other_bytes + length
+        if others > _MAX_PNG_CHUNKS:
+            raise _too_many(_MAX_PNG_CHUNKS, "chunks beside its pixels")
+        if other_bytes > _MAX_PNG_BYTES:
+            raise _too_many(_MAX_PNG_BYTES, "bytes beside its pixels")
+        file.seek(length + 4, io.SEEK_CUR)
+
+
+def _check_heif(file: BinaryIO, max_pixels: int) -> None:
+    """Raises PhotoError over a HEIF file whose pictures, uncropped, or items are more than fit into memory."""
+    file.seek(0)
+    contents = file.read()
+    for size in _HEIF_SIZE.finditer(contents):
+        _check_size(struct.unpack(">II", size[1]), max_pixels)
+    items = sum(1 for _ in _HEIF_ITEM.finditer(contents))
+    if items * len(contents) > _MAX_HEIF_BYTES:
+        raise _too_many(_MAX_HEIF_BYTES // len(contents), f"items in {len(contents):,} bytes")
+
+
+def _check_image(image: Image.Image, max_pixels: int) -> None:
+    """Raises PhotoError over an image that Pillow has opened, and that costs too much to load."""
+    _check_size(image.size, max_pixels)
+    pixels, filled = math.prod(image.size), 0
+    for decoder, extents, *_ in image.tile:
+        if pixels > _MAX_SLOW_PIXELS.get(decoder, pixels):
+            raise PhotoError(f"{image.format} of this kind is read too slowly; save it as PNG", stage="decode")
+        left, top, right, bottom = extents
+        filled += abs((right - left) * (bottom - top))
+    if filled > _MAX_PLANES * pixels:
+        raise _too_many(_MAX_PLANES, "layers of strips or tiles")
+    if image.format == "TIFF":
+        tile = image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_HEIGHT, 0)
+        if tile > max(_MAX_TILE_PIXELS, pixels):
+            raise _too_many(_MAX_TILE_PIXELS, "pixels in a tile")
+
+
+def _check_size(size_wh: tuple[int, int], max_pixels: int) -> None:
+    width, height = size_wh
+    if width * height > max_pixels:
+        raise _too_large(width * height, max_pixels)
+    if max(size_wh) > _MAX_SIDE:
+        raise PhotoError(f"has {width:,} x {height:,} pixels, a side over {_MAX_SIDE:,}; cut it", stage="decode")
+    if width * height == 0:
+        raise PhotoError(f"has no pixels: {width} x {height}", stage="decode")
+
+
+def _too_large(pixels: int, max_pixels: int) -> PhotoError:
+    reason = f"has {pixels:,} pixels, more than {max_pixels:,}; raise --max-pixels, or make it smaller"
+    return PhotoError(reason, stage="decode")
+
+
+def _too_long(size: int, most_bytes: int) -> PhotoError:
+    return PhotoError(f"the file has {size:,} bytes, more than {most_bytes:,}; raise --max-pixels", stage="decode")
+
+
+def _too_many(limit: int, what: str) -> PhotoError:
+    return PhotoError(f"has more than {limit:,} {what}, which no photo needs; save it anew", stage="decode")
+
+
+def _decode(path: Path, max_pixels: int) -> tuple[np.ndarray, int | None]:
+    """Returns an image file as (H, W, 3) uint8 RGB, and its EXIF orientation, which is not applied."""
+    with _open(path, max_pixels) as image:
+        _check_image(image, max_pixels)
+        profile = _profile(image)
+        usual = image.format in _JPEGS and image.mode == "RGB" and _is_srgb(profile)
+        rgb = _decode_jpeg(image) if usual else None
+        if rgb is None:
+            image.load()
+            _check_size(image.size, max_pixels)  # that of HEIF may turn out to be another
+            rgb = _convert(image, profile)
+        return rgb, _orientation(image)
+
+
+def _profile(image: Image.Image) -> bytes | None:
     profile = image.info.get("icc_profile")
-    usual = image.format in _JPEGS and image.mode == "RGB" and _is_srgb(profile)
-    rgb = _decode_jpeg(image) if usual else None
-    if rgb is None:
-        image.load()
-        rgb = _convert(image, profile)
-    turn = _TURNS.get(_orientation(image))
-    return rgb if turn is None else turn(rgb)
+    return profile if isinstance(profile, bytes) and len(profile) <= _MAX_PROFILE_BYTES else None
 
 
 def _decode_jpeg(image: Image.Image) -> np.ndarray | None:
@@ -136,8 +388,11 @@ def _decode_jpeg(image: Image.Image) -> np.ndarray | None:
     file is damaged in any way the result is None, and Pillow says what is wrong, or makes something of it.
     """
     image.fp.seek(0)
+    contents = image.fp.read(_JPEG_BYTES_PER_PIXEL * math.prod(image.size) + _JPEG_BYTES)
     try:
-        return simplejpeg.decode_jpeg(image.fp.read(), "RGB")
+        if simplejpeg.decode_jpeg_header(contents)[1::-1] != image.size:
+            return None
+        return simplejpeg.decode_jpeg(contents, "RGB")
     except ValueError:
         return None
 
@@ -145,15 +400,40 @@ def _decode_jpeg(image: Image.Image) -> np.ndarray | None:
 def _convert(image: Image.Image, profile: bytes | None) -> np.ndarray:
     """Returns an image that Pillow has loaded, of any mode, as an (H, W, 3) uint8 RGB array."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return np.repeat(_deep_grey(image)[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")
-    if image.mode == "P":
-        image = image.convert("RGB")
-    if image.mode in ("RGB", "L", "CMYK", "LAB"):
-        image = _to_srgb(image, profile)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        negative = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        to_rgb = functools.partial(_deep_to_rgb, white=_white_value(image), negative=negative)
+    else:
+        to_rgb = functools.partial(_to_rgb, transform=functools.cache(functools.partial(_srgb_transform, profile)))
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, band in _bands(image):
+        rgb[rows] = to_rgb(band)
+    return rgb
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yields an image in bands of rows, from the top, each with where it lies."""
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        bottom = min(top + height, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _to_rgb(band: Image.Image, *, transform: Callable[[str], ImageCms.ImageCmsTransform | None]) -> np.ndarray:
+    """Returns an image of at most 8 bits a channel as (H, W, 3) uint8 RGB.
+
+    Args:
+        band: Of any mode but the deep greys.
+        transform: Mode -> what converts it to sRGB, or None where that is not needed or impossible.
+    """
+    if band.has_transparency_data:
+        layer = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer).convert("RGB")
+    if band.mode == "P":
+        band = band.convert("RGB")
+    to_srgb = transform(band.mode)
+    if to_srgb is not None:
+        band = ImageCms.applyTransform(band, to_srgb)
+    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -167,43 +447,42 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _deep_grey(image: Image.Image) -> np.ndarray:
-    """Returns a grey image of more than 8 bits as (H, W) uint8, its transparent grey (PNG) white."""
-    values = np.asarray(image)
-    grey = _to_8_bit(values)
-    transparent = image.info.get("transparency")
+def _deep_to_rgb(band: Image.Image, *, white: float, negative: bool) -> np.ndarray:
+    """Returns a grey image of more than 8 bits as (H, W, 1) uint8, its transparent grey (PNG) white."""
+    values = np.asarray(band)
+    grey = np.clip(np.rint(_finite(values) * (255 / white)), 0, 255).astype(np.uint8)
+    transparent = band.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        grey = 255 - grey
-    return grey
+    return (255 - grey if negative else grey)[..., None]
 
 
-def _to_8_bit(grey: np.ndarray) -> np.ndarray:
-    """Returns a deep grey image as uint8: white is 1.0 for floats up to 1, else 255, 65535 or the type's own range."""
-    finite = np.nan_to_num(grey.astype(np.float64), posinf=0, neginf=0)
-    peak = finite.max(initial=0)
-    if grey.dtype == np.uint16:
-        white = 65535.0
-    else:
-        floats = grey.dtype.kind == "f"
-        white = next((limit for limit in (1.0 if floats else 255.0, 255.0, 65535.0) if peak <= limit), 2.0**32 - 1)
-    return np.clip(np.rint(finite * (255 / white)), 0, 255).astype(np.uint8)
+def _white_value(image: Image.Image) -> float:
+    """Returns which value of a deep grey image is white: 1.0 for floats up to 1, else 255, 65535 or the type's own."""
+    peak = 0.0
+    for _, band in _bands(image):
+        values = np.asarray(band)
+        if values.dtype == np.uint16:
+            return 65535.0
+        peak = max(peak, _finite(values).max())
+    limits = (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0)
+    return next((limit for limit in limits if peak <= limit), 2.0**32 - 1)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Returns an image in sRGB; one without a usable profile as it is (RGB) or converted plainly (CMYK)."""
-    if image.mode != "LAB" and _is_srgb(profile):
-        return image
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+
+
+def _srgb_transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Returns what converts an image of a mode to sRGB; None without a usable profile, and where it is sRGB."""
+    if mode not in ("RGB", "L", "CMYK", "LAB") or (mode != "LAB" and _is_srgb(profile)):
+        return None
     try:
-        if image.mode == "LAB":
-            source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        else:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, _srgb_profile(), outputMode="RGB")
+        contents = ImageCms.createProfile("LAB") if mode == "LAB" else io.BytesIO(profile)
+        source, srgb = (ImageCms.ImageCmsProfile(each) for each in (contents, ImageCms.createProfile("sRGB")))
+        return ImageCms.buildTransform(source, srgb, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile costs exact colours, not the photo
-        return image
-    return image if converted is None else converted
+        return None
 
 
 def _is_srgb(profile: bytes | None) -> bool:
@@ -214,7 +493,3 @@ def _is_srgb(profile: bytes | None) -> bool:
         return ImageCms.getProfileDescription(io.BytesIO(profile)).startswith("sRGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         return False
-
-
-def _srgb_profile() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

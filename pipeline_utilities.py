@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -51,30 +51,69 @@ def measures_devices() -> bool:
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    ahead: int,
+    weigh: Callable[[Item], float] = lambda _: 0,
+    most: float = math.inf,
 ) -> Iterator[Result]:
     """Yields function(item) in order, computed by threads while the caller is busy with earlier results.
 
     At most `ahead` results wait, so memory stays bounded however many items there are. An exception of the
     function is raised where its result would have been yielded. Closing the iterator cancels what has not begun.
+
+    Args:
+        function: What threads call.
+        items: What they call it with.
+        threads: How many.
+        ahead: See above.
+        weigh: What an item weighs, such as its size in memory.
+        most: So much may what waits weigh together; an item that weighs more is alone.
     """
-    pending: deque[Future[Result]] = deque()
+    pending: deque[tuple[Future[Result], float]] = deque()
+    weight = 0.0
+
+    def first() -> Result:
+        nonlocal weight
+        future, lighter = pending.popleft()
+        weight -= lighter
+        return future.result()
+
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:
-            pending.append(pool.submit(function, item))
+            heavier = weigh(item)
+            while pending and weight + heavier > most:
+                yield first()
+            pending.append((pool.submit(function, item), heavier))
+            weight += heavier
             if len(pending) >= ahead:
-                yield pending.popleft().result()
+                yield first()
         while pending:
-            yield pending.popleft().result()
+            yield first()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Yields lists of `size` items, the last perhaps shorter, as Python 3.12's `itertools.batched` does."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def in_batches(
+    items: Iterable[Item], size: int, *, weigh: Callable[[Item], float] = lambda _: 0, most: float = math.inf
+) -> Iterator[list[Item]]:
+    """Yields lists of `size` items, shorter at the end and where more would weigh more than `most` together."""
+    batch: list[Item] = []
+    weight = 0.0
+    for item in items:
+        heavier = weigh(item)
+        if batch and weight + heavier > most:
+            yield batch
+            batch, weight = [], 0.0
+        batch.append(item)
+        weight += heavier
+        if len(batch) == size:
+            yield batch
+            batch, weight = [], 0.0
+    if batch:
         yield batch
 
 

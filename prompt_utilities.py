@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 DecisionRule = Literal["top-prompt", "item-sum", "ensemble"]
 
+MOST_PROMPTS = 100_000  # CLIP's text tower encodes some 500 a second on two cores
+
 TOP_ITEMS = 5  # items kept per photo for people to look at
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -15,6 +17,8 @@ from rich.text import Text
 
 from errors import ConfigError
 
+_LOGGER = logging.getLogger("sam2vit")
+
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines where the output is no terminal
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
@@ -22,6 +26,51 @@ _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 def printable(text: str) -> str:
     """Returns a text with its control characters and stray bytes escaped, so that no file name steers the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class SparableStream:
+    """A text stream such as standard output, whose failure ends no run: what it should say goes nowhere then.
+
+    A disk may fill up that it is redirected to, a pipe or a terminal may be closed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes as streams do."""
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes as streams do."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, function: Callable[..., object], *arguments: str) -> None:
+        try:
+            function(*arguments)
+        except OSError:
+            # Python flushes the stream once more at its end, and would end with an error of its own.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a log file until that fails, and says so once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger("sam2vit").removeHandler(self)
+        self.stream = SparableStream(self.stream)
+        self.stream.flush()
+        _LOGGER.error("--log %s: can't be written: %s; it ends here", self.baseFilename, error.strerror)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -51,7 +100,7 @@ def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterato
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
     if log_file:
         try:
-            handlers.append(logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
+            handlers.append(_FileHandler(log_file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise ConfigError(f"--log {log_file}: {error.strerror}; name a file that can be written") from None
         handlers[-1].setFormatter(_FileFormatter("%(asctime)s %(levelname)s %(message)s"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -141,15 +141,11 @@ def load_sam2(
         checkpoints_dir=checkpoints_dir,
         show_progress=show_progress,
     )
-    weights = checkpoint_utilities.read_weights(path)
-    if not isinstance(weights, dict) or not isinstance(weights.get("model"), dict):
-        raise CheckpointError(
-            f'{path}: not a SAM 2 checkpoint: its weights must stand under the key "model", as in Meta\'s files'
-        )
+    weights = checkpoint_utilities.read_weights(path, kind="a SAM 2 checkpoint", flag="--sam-model", under="model")
     with _without_random_weights():
         metas_model = build_sam2(config_path)
     checkpoint_utilities.load_matching(
-        metas_model, weights["model"], path=path, architecture=config_path.stem, flag="--sam-config"
+        metas_model, weights, path=path, architecture=config_path.stem, flag="--sam-config"
     )
     metas_model.eval().requires_grad_(requires_grad=False).to(device)
     try:
@@ -220,7 +216,7 @@ def find_config(config: str) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    if config.endswith(".yaml") and Path(config).is_file():
+    if config.endswith(".yaml") and checkpoint_utilities.is_file(Path(config)):
         return Path(config)
     configs = available_configs()
     name = config.rsplit("/", 1)[-1].removesuffix(".yaml")
@@ -234,11 +230,9 @@ def find_config(config: str) -> Path:
 def read_image_size(config_path: Path) -> int:
     """Returns the side of a model's square frame in pixels, from its .yaml; the usual 1024 where that names none."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    with contextlib.suppress(OmegaConfBaseException, YAMLError, ValueError):  # build_sam2 says what is wrong with it
-        size = OmegaConf.select(OmegaConf.load(config_path), "model.image_size")
+    with contextlib.suppress(CheckpointError):  # build_sam2 says what is wrong with it
+        size = OmegaConf.select(_read_config(config_path), "model.image_size")
         if isinstance(size, int) and size > 0:
             return size
     return 1024
@@ -250,13 +244,97 @@ def build_sam2(config_path: Path) -> Any:
     Raises:
         CheckpointError: The file describes no SAM 2.
     """
+    from sam2.modeling.sam2_base import SAM2Base
+
+    config = _read_config(config_path)
+    try:
+        model = instantiate_sam2(config)
+        if not isinstance(model, SAM2Base):
+            raise TypeError(f"its model is a {type(model).__name__}")
+        return model
+    except Exception as error:  # hydra and the constructors each have their own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"--sam-config {config_path}: describes no SAM 2 model: {reason}") from error
+
+
+def _read_config(config_path: Path) -> Any:
+    """Returns a config, an OmegaConf; its values stand where the configs that come with SAM 2 have theirs.
+
+    hydra would import and call whatever stands under `_target_`: in a stranger's file that could be anything. So each
+    has to be what a shipped config has in that place.
+
+    Raises:
+        CheckpointError: The file can't be read, or holds anything else.
+    """
     from omegaconf import OmegaConf
 
     try:
-        return instantiate_sam2(OmegaConf.load(config_path))
-    except Exception as error:  # OmegaConf, YAML, hydra and the constructors each have their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"--sam-config {config_path}: describes no SAM 2 model: {reason}") from error
+        with config_path.open("rb") as file:
+            content = file.read(_LONGEST_CONFIG + 1)
+        if len(content) > _LONGEST_CONFIG:
+            raise ValueError(f"it has more than {_LONGEST_CONFIG} bytes")
+        text = content.decode("utf-8-sig")
+        if config_path in available_configs().values():
+            return OmegaConf.create(text)
+        _refuse_references(text)
+        config = OmegaConf.create(text)
+        for path, value in _leaves(OmegaConf.to_container(config)):
+            known = _shipped_leaves().get(path, set())
+            if not known or (path.endswith("_target_") and value not in known):
+                raise ValueError(f"{path[:100]}: {str(value)[:100]!r} stands there in no config of SAM 2")
+        return config
+    except Exception as error:  # OmegaConf and YAML each have their own
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"--sam-config {config_path}: describes no SAM 2 model: {reason}") from None
+
+
+# Of a config from anywhere; those that come with SAM 2 have 4 kB and 5 levels.
+_LONGEST_CONFIG = 1 << 14  # bytes
+_DEEPEST_CONFIG = 10
+
+
+def _refuse_references(text: str) -> None:
+    """Refuses what can multiply a .yaml, reach outside it, or take minutes to read, before anything follows it."""
+    import yaml
+
+    starts = (
+        *(yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken),
+        *(yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken),
+    )
+    ends = yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken
+    depth = 0
+    for token in yaml.scan(text):
+        line = token.start_mark.line + 1
+        depth += isinstance(token, starts) - isinstance(token, ends)
+        if depth > _DEEPEST_CONFIG:
+            raise ValueError(f"line {line}: nested deeper than {_DEEPEST_CONFIG}")
+        refers = isinstance(token, (yaml.AnchorToken, yaml.AliasToken))
+        if refers or (isinstance(token, yaml.ScalarToken) and "${" in token.value):
+            raise ValueError(f"line {line} refers to {token.value[:100]!r}; write it out")
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of a config with their dotted paths; those of a list have the same one."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for child in value:
+            yield from _leaves(child, path)
+    else:
+        yield path, value
+
+
+@functools.cache
+def _shipped_leaves() -> dict[str, set[Any]]:
+    """Returns the values that stand at each path in the configs that come with SAM 2."""
+    from omegaconf import OmegaConf
+
+    leaves: dict[str, set[Any]] = {}
+    for config_path in available_configs().values():
+        for path, value in _leaves(OmegaConf.to_container(OmegaConf.load(config_path))):
+            leaves.setdefault(path, set()).add(value)
+    return leaves
 
 
 def instantiate_sam2(config: Any) -> Any:
@@ -330,6 +408,8 @@ def predict_sam2(
                 found.replace(row, exact)
         all_logits, scores = found.mask_logits.cpu().numpy(), found.scores.tolist()
         chosen, confidences = found.chosen.tolist(), found.confidences.tolist()
+    if not np.isfinite(scores).all():
+        raise ValueError("SAM 2 makes NaN of it")
     results = []
     for row, some in enumerate(tried):
         focus = some[chosen[row]]

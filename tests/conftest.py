@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,36 @@ _CHECKPOINTS = tempfile.TemporaryDirectory(prefix="sam2vit-checkpoints-")
 os.environ["SAM2VIT_CHECKPOINTS"] = _CHECKPOINTS.name
 
 import config_utilities
+import main
 import random_models
+from program import results
 from prompt_utilities import get_prompts
+
+_FIGURES = pytest.StashKey[dict[str, object]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="the long way: more kills, more damaged files, and figures")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(_FIGURES, {})
+    if config.getoption("--soak") and figures:
+        terminalreporter.section("soak")
+        for name, value in figures.items():
+            terminalreporter.line(f"{name}: {value}")
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether tests may take long."""
+    return request.config.getoption("--soak")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Keeps a figure by its name, for the end of `make soak`."""
+    return request.config.stash.setdefault(_FIGURES, {}).__setitem__
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +74,61 @@ def prompts(cars: dict[str, tuple[str, ...]]) -> list[str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A config.json of 12 prompts."""
-    path = tmp_path / "small.json"
+    return save_config(tmp_path / "small.json")
+
+
+def save_config(path: Path) -> Path:
     lists = {"prefixes": ["a photo of a", "the"], "items": ["red", "dark red", "blue"], "postfixes": ["car", "van"]}
     path.write_text(json.dumps(lists), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A dataset with subfolders, several formats, one pair of rivals for a name, a note and two broken files."""
+    folder = tmp_path / "photos"
+    for seed, source in enumerate(["a.png", "B.JPG", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"]):
+        save_photo(folder / source, 96 + 8 * seed, 64, seed)
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture
+def models(sam2_checkpoint, clip_checkpoint, config):
+    return ["--sam-model", str(sam2_checkpoint), "--clip-model", str(clip_checkpoint), "--config", str(config)]
+
+
+@pytest.fixture
+def run(photos, models, tmp_path, capsys):
+    """Runs main() on the photos; returns its exit code, standard output and standard error."""
+
+    def call(*flags, dataset=photos, output=tmp_path / "out"):
+        code = main.main(["-i", str(dataset), "-o", str(output), *models, *flags])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    return save_photos(tmp_path / "many")
+
+
+def save_photos(folder, count=42):
+    """Saves photos of 400 x 300 in three folders."""
+    for seed in range(count):
+        save_photo(folder / f"{seed % 3}" / f"{seed:02}.jpg", 400, 300, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, sam2_checkpoint, clip_checkpoint):
+    """What a run makes of `many_photos` where nothing goes wrong."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    flags = ["-s", sam2_checkpoint, "-m", clip_checkpoint, "--config", save_config(folder / "small.json")]
+    dataset = save_photos(folder / "many")
+    assert main.main([*map(str, flags), "-i", str(dataset), "-o", str(folder / "out")]) == 0
+    return results(folder / "out")
 
 
 def make_image(width: int = 96, height: int = 64, seed: int = 0) -> np.ndarray:

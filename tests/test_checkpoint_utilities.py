@@ -1,10 +1,7 @@
 import hashlib
-import http.server
 import pickle
-import socketserver
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ import torch
 
 from checkpoint_utilities import (
     SAM2_CHECKPOINTS,
-    PublicCheckpoint,
     clip_checkpoints,
     file_digest,
     find_checkpoint,
@@ -24,82 +20,6 @@ from config_utilities import PROGRAM_DIR
 from errors import CheckpointError
 
 CONTENT = bytes(range(256)) * 1000
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT at /model.pt, and the accidents of the network at other addresses."""
-
-    def do_GET(self):
-        if self.path == "/missing.pt":
-            self.send_error(404, "Not Found")
-            return
-        body = b"<html>Sign in to continue</html>" if self.path == "/page.pt" else CONTENT
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.path == "/cut.pt" else body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-def find(address, folder, sha256=None):
-    public = {"model": PublicCheckpoint(address, sha256 or hashlib.sha256(CONTENT).hexdigest())}
-    return find_checkpoint("model", public, flag="--sam-model", checkpoints_dir=folder, show_progress=False)
-
-
-def test_a_missing_public_model_is_downloaded_verified_and_kept(server, tmp_path):
-    path = find(f"{server}/model.pt", tmp_path / "checkpoints")
-    assert path == tmp_path / "checkpoints" / "model.pt"
-    assert path.read_bytes() == CONTENT
-    assert [each.name for each in path.parent.iterdir()] == ["model.pt"]
-
-
-def test_a_model_in_place_is_not_downloaded_again(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"mine")
-    assert find("http://127.0.0.1:9/model.pt", tmp_path).read_bytes() == b"mine"
-
-
-@pytest.mark.parametrize(
-    ("page", "sha256", "words"),
-    [
-        ("cut.pt", None, "cut short or is not the published file"),
-        ("model.pt", "0" * 64, "cut short or is not the published file"),
-        ("page.pt", None, "cut short or is not the published file"),
-        ("missing.pt", None, "the server answers 404 Not Found"),
-    ],
-    ids=["the connection is cut", "another digest", "a web page", "no such file"],
-)
-def test_a_failed_download_leaves_nothing_and_says_how_to_go_on(server, tmp_path, page, sha256, words):
-    with pytest.raises(CheckpointError) as error:
-        find(f"{server}/{page}", tmp_path, sha256)
-    message = str(error.value)
-    assert words in message
-    assert f"fetch {server}/{page} elsewhere and put it at {tmp_path / page}" in message
-    assert "give --sam-model a file that you have" in message
-    assert "\n" not in message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_network_the_message_gives_address_place_and_way_on(tmp_path):
-    with pytest.raises(CheckpointError, match=r"127.0.0.1:9/model.pt: can't be reached .* put it at .*model.pt"):
-        find("http://127.0.0.1:9/model.pt", tmp_path)
-
-
-def test_what_a_killed_download_left_is_no_model_and_is_cleared_away(server, tmp_path):
-    (tmp_path / "model.pt.0123.partial").write_bytes(CONTENT[:10])
-    assert find(f"{server}/model.pt", tmp_path).read_bytes() == CONTENT
-    assert [each.name for each in tmp_path.iterdir()] == ["model.pt"]
 
 
 @pytest.mark.parametrize("name", ["mine", "mine.pt"])
@@ -117,13 +37,6 @@ def test_an_unknown_model_names_the_flag_the_place_and_the_known_ones(tmp_path):
     assert message.startswith("--sam-model sam3: no such model")
     assert str(tmp_path / "sam3.pt") in message
     assert "sam2.1_hiera_tiny" in message
-
-
-def test_a_public_name_never_means_another_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").write_bytes(b"a file that happens to be called so")
-    with pytest.raises(CheckpointError, match="can't be reached"):
-        find("http://127.0.0.1:9/model.pt", tmp_path / "checkpoints")
 
 
 def test_a_model_that_may_not_be_read_says_so(tmp_path, monkeypatch):
@@ -153,20 +66,59 @@ def test_the_digest_of_a_file_is_its_sha_256(tmp_path):
     assert file_digest(tmp_path / "file") == hashlib.sha256(CONTENT).hexdigest()
 
 
-class _Attack:
-    def __init__(self, path):
-        self.path = path
+class _Layers(torch.nn.Module):
+    """Weights of several precisions and shapes, of which two are the same and one is a transposed view."""
 
-    def __reduce__(self):
-        return open, (self.path, "w")
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(3, 4)
+        self.inner = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 5).half())
+        self.tied = self.linear.weight
+        self.scale = torch.nn.Parameter(torch.tensor(4.6))
+        self.register_buffer("transposed", torch.arange(12.0).view(3, 4).T)
+        self.register_buffer("every_other", torch.arange(100)[10:20:2])
+        self.register_buffer("rounded", torch.ones(3, dtype=torch.bfloat16))
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.sizes, self.name, self.device, self.complex = [1, 2], "layers", torch.device("cpu"), 1j
+
+    def forward(self, x):
+        return self.inner[0](self.linear(x))
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
-    victim = tmp_path / "created"
-    torch.save({"model": _Attack(str(victim))}, tmp_path / "attack.pt")
-    with pytest.raises(CheckpointError, match=r"attack.pt: not a checkpoint .*: it holds Python objects"):
-        read_weights(tmp_path / "attack.pt")
-    assert not victim.exists()
+@pytest.fixture(params=["zip", "before torch 1.6", "scripted", "traced"])
+def saved(request, tmp_path):
+    """A file of weights in each format, and what torch's own reader makes of it."""
+    path, module = tmp_path / "weights.pt", _Layers().eval()
+    if request.param in ("scripted", "traced"):
+        traced = request.param == "traced"
+        torch.jit.save(torch.jit.trace(module, torch.zeros(2, 3)) if traced else torch.jit.script(module), path)
+        return path, torch.jit.load(path).state_dict()
+    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=request.param == "zip")
+    return path, torch.load(path, weights_only=True)
+
+
+def test_weights_are_those_of_torchs_own_readers(saved):
+    path, expected = saved
+    weights = read_weights(path, kind="a model", flag="--model")
+    assert set(weights) == set(expected)
+    for key, tensor in weights.items():
+        assert torch.equal(tensor, expected[key])
+        assert (tensor.dtype, tensor.stride()) == (expected[key].dtype, expected[key].stride())
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_weights_are_found_under_their_key_beside_what_training_left(tmp_path, as_zip):
+    module = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    content = {"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3, "size": torch.Size((1,))}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=as_zip)
+    weights = read_weights(tmp_path / "x.pt", kind="a model", flag="--model", under="model")
+    assert {key: tensor.tolist() for key, tensor in weights.items()} == {
+        key: tensor.tolist() for key, tensor in module.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -175,17 +127,17 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path):
         (b"", "is empty"),
         (b"\n<!DOCTYPE html><html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"not weights at all", "not a checkpoint of plain weights: UnpicklingError"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF", "not a checkpoint of plain weights: UnpicklingError"),
-        (b"PK\x03\x04 and then nothing", "not a checkpoint of plain weights"),
-        (pickle.dumps({"model": 1}, protocol=0)[:10], "not a checkpoint of plain weights"),
+        (b"not weights at all", "not a model: .*; fetch or make it again, or name another with --model"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "not a model: .*; fetch or make it again, or name another with --model"),
+        (b"PK\x03\x04 and then nothing", "not a model: it is damaged .*; fetch or make it again"),
+        (pickle.dumps({"model": 1}, protocol=0)[:10], "not a model: .*; fetch or make it again"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_so_in_one_line(tmp_path, content, words):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words) as error:
-        read_weights(path)
+        read_weights(path, kind="a model", flag="--model")
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -205,6 +157,14 @@ def test_weights_that_do_not_fit_name_file_architecture_and_difference(tmp_path,
     change(weights)
     with pytest.raises(CheckpointError, match=rf"x.pt: does not fit the architecture linear: {words}; .* --sam-config"):
         load_matching(module, weights, path=tmp_path / "x.pt", architecture="linear", flag="--sam-config")
+
+
+def test_weights_too_large_for_the_modules_precision_are_named(tmp_path):
+    weights = {"weight": torch.full((1, 1), 70_000.0), "bias": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"x.pt: 'weight' holds numbers too large for torch.float16"):
+        load_matching(
+            torch.nn.Linear(1, 1).half(), weights, path=tmp_path / "x.pt", architecture="linear", flag="--sam-config"
+        )
 
 
 @pytest.mark.parametrize(("given", "expected"), [("", "checkpoints"), ("/volume/weights", "weights")])

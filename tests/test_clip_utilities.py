@@ -1,3 +1,6 @@
+import os
+import time
+
 import clip
 import numpy as np
 import pytest
@@ -111,12 +114,65 @@ def test_other_prompts_or_weights_do_not_meet_in_the_cache(tmp_path, change):
     assert len(list((tmp_path / "text_features").iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda _: b"", lambda _: b"PK\3\4", lambda _: b"?" * 9])
+def save_archive(path, features):
+    with path.open("wb") as file:
+        np.savez(file, features=features)
+
+
+def save_header(path, shape):
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, _: path.write_bytes(path.read_bytes()[:100]),
+        lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path, _: path.write_bytes(b""),
+        lambda path, _: path.write_bytes(b"?" * 9),
+        lambda path, features: np.save(path, np.where(features == features[0, 0], np.nan, features)),
+        lambda path, features: np.save(path, features * 2),
+        lambda path, features: np.save(path, features.astype(np.float64)),
+        lambda path, features: np.save(path, features[1:]),
+        lambda path, features: np.save(path, features.astype(object)),
+        save_archive,
+        lambda path, _: save_header(path, (10**12, 64)),
+        lambda path, _: save_header(path, (10**30, 64)),
+        lambda path, _: save_header(path, (-1, 64)),
+        lambda path, _: path.write_bytes(b"\x93NUMPY\1\0\xff\xff" + b"(" * 65_535),
+    ],
+    ids=[
+        *("half a header", "a byte is missing", "empty", "something else", "NaN", "another length", "float64"),
+        *("other prompts", "pickled objects", "an archive", "terabytes", "a huge number", "a negative one", "nested"),
+    ],
+)
 def test_a_damaged_cache_is_computed_again(clip_checkpoint, tmp_path, small, damage):
     [cache] = (tmp_path / "text_features").iterdir()
-    cache.write_bytes(damage(cache.read_bytes()))
+    before = cache.read_bytes()
+    damage(cache, np.load(cache))
     again = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
     assert again.process([make_image()]) == small.process([make_image()])
+    assert cache.read_bytes() == before
+
+
+def test_what_killed_runs_left_in_the_cache_is_cleared_away_after_an_hour(clip_checkpoint, tmp_path):
+    folder = tmp_path / "text_features"
+    folder.mkdir()
+    for name, age in (("old", 4000), ("new", 3000)):
+        (folder / f".tmp-1-{name}.npy").write_bytes(b"half")
+        os.utime(folder / f".tmp-1-{name}.npy", times=(time.time() - age,) * 2)
+    ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
+    assert [path.name for path in folder.glob(".tmp-*")] == [".tmp-1-new.npy"]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_cache_that_can_not_be_written_is_done_without(clip_checkpoint, tmp_path, small, caplog):
+    (tmp_path / "file").write_bytes(b"")
+    caplog.set_level("INFO", "sam2vit")
+    model = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path / "file")
+    assert model.process([make_image()]) == small.process([make_image()])
+    assert "text features are not kept for the next run" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -138,6 +194,15 @@ def test_a_prompt_of_more_than_77_tokens_is_quoted_with_its_length():
     long = "a " * 80 + "car"
     with pytest.raises(PromptError, match=r"make the prompt 'a a a .*' of 83 tokens; CLIP reads at most 77"):
         tokenize(["a car", long])
+
+
+def test_a_prompt_that_is_too_long_is_told_before_those_after_it_are_encoded():
+    def prompts():
+        yield "a " * 80
+        pytest.fail("encoded the next one")
+
+    with pytest.raises(PromptError, match="of 82 tokens"):
+        tokenize(prompts())
 
 
 def test_a_prompt_of_exactly_77_tokens_is_read():

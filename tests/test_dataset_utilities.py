@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import save_photo
-from dataset_utilities import count_files, find_photos, output_names
+from dataset_utilities import PhotoFile, copy_name, count_files, find_photos, output_names, watch_dataset
 from errors import DatasetError
 
 
@@ -142,3 +142,34 @@ def test_a_subfolder_that_can_not_be_listed_is_reported_and_the_rest_is_found(tm
     photos = list(find_photos(tmp_path, on_unreadable=lambda folder, error: reported.append((folder, error.strerror))))
     assert [photo.source for photo in photos] == ["a.jpg"]
     assert reported == [("locked", "Permission denied")]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "expected"),
+    [
+        ("sub/a.JPG", "sub/a.png", "sub/a.JPG"),
+        ("car.webp", "car.webp.png", "car.webp.webp"),
+        ("photo", "photo.png", "photo"),
+        ("x." + "y" * 200, "x.png", "x"),
+        ("a" * 250 + ".jpeg", "a" * 251 + ".png", "a" * 241 + "-ba5b11ac.jpeg"),
+    ],
+    ids=["a photo", "one of two", "no ending", "no ending, but a dot", "255 bytes"],
+)
+def test_a_copy_of_a_photo_keeps_its_ending(source, name, expected):
+    copy = copy_name(PhotoFile(None, source, name))
+    assert len(copy.encode()) <= 255
+    assert copy.partition("-")[0] == expected.partition("-")[0]
+    assert copy.rpartition(".")[2] == expected.rpartition(".")[2]
+
+
+def test_a_dataset_is_watched_for_being_another_folder(tmp_path):
+    (tmp_path / "photos").mkdir()
+    check = watch_dataset(tmp_path / "photos")
+    save_photo(tmp_path / "photos" / "a.jpg")
+    check()
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=r"photos: is gone \(No such file or directory\); bring it back"):
+        check()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DatasetError, match="another folder is there now"):
+        check()

@@ -519,17 +519,19 @@ def test_an_unknown_detector_lists_the_known_ones(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ({"backbone.features.0.0.0.weight": torch.zeros(1)}, r"Missing key\(s\) in state_dict: "),
-        ([1, 2], "Expected state_dict to be dict-like"),
+        (
+            {"backbone.features.0.0.0.weight": torch.zeros(1)},
+            rf"does not fit the architecture {SSDLITE}: Missing key\(s\) in state_dict: .*; delete it to download it",
+        ),
+        ([1, 2], f"not the weights of {SSDLITE}: it holds no dictionary of weights; fetch or make it again"),
     ],
     ids=["another model", "no weights"],
 )
 def test_a_file_of_another_model_is_refused_in_one_line(tmp_path, weights, words):
     path = tmp_path / detector_checkpoints()[SSDLITE].file_name
     torch.save(weights, path)
-    with pytest.raises(CheckpointError, match=rf"{path}: does not fit the architecture {SSDLITE}: {words}") as error:
+    with pytest.raises(CheckpointError, match=rf"{path}: {words}") as error:
         load_detector(SSDLITE, checkpoints_dir=tmp_path)
-    assert str(error.value).endswith("; delete it to download it again")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < len(str(path)) + 250
 

@@ -1,13 +1,9 @@
 """The whole program: most tests call main() in this process, those about signals and start-up run it as a user does."""
 
-import contextlib
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,50 +24,10 @@ from device_utilities import select_precision
 from focus_utilities import Detection, Focus
 from mask_utilities import bounding_box, subject_mask
 from photo_utilities import read_photo
+from program import command, contents, pngs, rows
 from sam_utilities import load_sam2, predict_sam2
 
 WHITE = (255, 255, 255, 255)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A dataset with subfolders, several formats, one pair of rivals for a name, a note and two broken files."""
-    folder = tmp_path / "photos"
-    for seed, source in enumerate(["a.png", "B.JPG", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"]):
-        save_photo(folder / source, 96 + 8 * seed, 64, seed)
-    (folder / "notes.txt").write_text("not a photo")
-    return folder
-
-
-@pytest.fixture
-def models(sam2_checkpoint, clip_checkpoint, config):
-    return ["--sam-model", str(sam2_checkpoint), "--clip-model", str(clip_checkpoint), "--config", str(config)]
-
-
-@pytest.fixture
-def run(photos, models, tmp_path, capsys):
-    """Runs main() on the photos; returns its exit code, standard output and standard error."""
-
-    def call(*flags, dataset=photos, output=tmp_path / "out"):
-        code = main.main(["-i", str(dataset), "-o", str(output), *models, *flags])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def pngs(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
-
-
-def contents(folder):
-    """The tree of an output, but for the seconds, which no two runs share."""
-    tree = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    tree["metadata.jsonl"] = [{**row, "seconds": None} for row in rows(folder / "metadata.jsonl")]
-    return tree
 
 
 def test_the_whole_job(run, photos, sam2_checkpoint, tmp_path):
@@ -407,65 +363,6 @@ def test_every_flag_is_a_setting_and_every_setting_has_a_flag():
 
 
 # What follows runs the program as its users do.
-
-
-def command(*flags):
-    return [sys.executable, str(PROGRAM_DIR / "main.py"), *map(str, flags)]
-
-
-def start(*flags):
-    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_records(process, folder, count):
-    """Waits until `count` photos are recorded; the process must not end before."""
-    while process.poll() is None:
-        with contextlib.suppress(FileNotFoundError):
-            if (folder / "metadata.jsonl").read_bytes().count(b"\n") >= count:
-                return
-        time.sleep(0.005)
-    pytest.fail(f"ended too early: {process.communicate()}")
-
-
-@pytest.fixture
-def many_photos(tmp_path):
-    for seed in range(60):
-        save_photo(tmp_path / "many" / f"{seed % 3}" / f"{seed}.jpg", 400, 300, seed)
-    return tmp_path / "many"
-
-
-def test_a_killed_run_loses_nothing_does_nothing_twice_and_leaves_no_temporary_file(many_photos, models, run, tmp_path):
-    rng = random.Random(0)
-    flags = ["-i", many_photos, "-o", tmp_path / "out", *models]
-    for least in (1, 15, 30):
-        process = start(*flags)
-        wait_for_records(process, tmp_path / "out", least + rng.randrange(10))
-        time.sleep(rng.random() / 50)  # anywhere within a photo
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = len(rows(tmp_path / "out" / "metadata.jsonl"))
-    assert 30 <= done < 60
-    code, _out, _ = run(dataset=many_photos)
-    assert code == 0
-    run(dataset=many_photos, output=tmp_path / "undisturbed")
-    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupt_keeps_what_was_done_and_says_how_to_go_on(many_photos, models, run, tmp_path, number, code):
-    process = start("-i", many_photos, "-o", tmp_path / "out", *models)
-    wait_for_records(process, tmp_path / "out", 3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert "the same command goes on from there" in err
-    assert "photos written" in out
-    records = rows(tmp_path / "out" / "metadata.jsonl")
-    assert 3 <= len(records) < 60
-    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records)
-    assert run(dataset=many_photos)[0] == 0
-    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 60
 
 
 def test_help_and_bad_flags_answer_without_importing_torch():

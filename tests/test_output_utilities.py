@@ -142,6 +142,44 @@ def test_a_png_that_a_kill_left_without_a_record_gives_way_wherever_it_lies(tmp_
     assert pngs == ["red/a.png", "red/b.png", "red/mine.png"]  # what no photo is named for stays
 
 
+def test_a_png_without_a_record_gives_way_under_its_other_name_too(tmp_path):
+    fill(tmp_path / "out", photo("car.jpg", "car.png"))
+    fill(tmp_path / "out", photo("car.webp", "car.png"))
+    [first, second] = rows(tmp_path / "out" / "metadata.jsonl")
+    assert second["file_name"] != "red/car.png"
+    (tmp_path / "out" / "metadata.jsonl").write_text(json.dumps(first) + "\n")  # killed before the second
+    fill(tmp_path / "out", photo("car.webp", "car.png"), item="blue")
+    assert [name for name in tree(tmp_path / "out") if name.endswith(".png")] == ["blue/car.png", "red/car.png"]
+
+
+def test_what_looks_like_a_temporary_file_and_is_none_stays(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / "red" / ".tmp-notes").write_text("mine")
+    fill(tmp_path / "out", photo("b.jpg"))
+    assert "red/.tmp-notes" in tree(tmp_path / "out")
+
+
+def test_large_cut_outs_wait_for_each_other(tmp_path):
+    waiting = []
+
+    def draw(index):
+        waiting.append(index)
+        return cut_out(make_image(seed=index), None)
+
+    with open_folder(tmp_path / "out", threads=4, most_pixels=1) as output:
+        for index in range(6):
+            output.write(photo(f"{index}.jpg"), lambda index=index: draw(index), record())
+            assert len(output._pending) <= 1
+    assert waiting == list(range(6))
+
+
+def test_failures_are_in_the_order_of_their_sources(tmp_path):
+    with open_folder(tmp_path / "out") as output:
+        for source in ("b.jpg", "c.jpg", "a.jpg"):
+            output.fail(source, "no photo", stage="decode")
+    assert [row["source"] for row in rows(tmp_path / "out" / "failures.jsonl")] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
 def test_temporary_files_of_a_killed_run_are_cleared_away(tmp_path):
     fill(tmp_path / "out", photo("a.jpg"))
     (tmp_path / "out" / "red" / ".tmp-123-4").write_bytes(b"half a PNG")

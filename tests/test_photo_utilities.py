@@ -198,7 +198,7 @@ def test_the_first_frame_of_an_animation_is_the_photo(tmp_path):
     assert (image[0, 0] == (255, 0, 0)).all()
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif", "gif", "avif", "heic", "jp2", "ppm", "tga"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif", "gif", "avif", "heic", "ppm", "tga"])
 def test_common_formats_are_read(tmp_path, ending):
     pytest.importorskip("pillow_heif") if ending == "heic" else None
     photo_utilities.readable_formats()  # registers what is installed, for saving as well
@@ -231,7 +231,7 @@ def damaged(tmp_path, name, change):
     ("name", "change", "reason"),
     [
         ("empty.jpg", lambda _: b"", "the file is empty"),
-        ("text.jpg", lambda _: b"hello", "no image that Pillow reads"),
+        ("text.jpg", lambda _: b"hello", "no image that is read here; these are: .*JPEG, TIFF"),
         ("cut.jpg", lambda data: data[: len(data) // 2], "can't be read: .*truncated"),
         ("cut.png", lambda data: data[: len(data) // 2], "can't be read"),
         ("header.png", lambda data: data[:20], "can't be read"),
@@ -248,18 +248,19 @@ def test_a_vanished_file_is_a_failure_with_its_reason(tmp_path):
         read_photo(tmp_path / "gone.jpg")
 
 
-def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch):
-    assert Image.MAX_IMAGE_PIXELS == photo_utilities.MAX_PIXELS // 2  # Pillow refuses at twice its own limit
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    save_photo(tmp_path / "bomb.png", 100, 100)
-    assert is_image(tmp_path / "bomb.png")
-    with pytest.raises(PhotoError, match="has more than 300,000,000 pixels; make it smaller"):
-        read_photo(tmp_path / "bomb.png")
+@pytest.mark.parametrize("max_pixels", [9998, 9999])
+def test_a_photo_with_more_pixels_than_allowed_is_refused(tmp_path, max_pixels):
+    save_photo(tmp_path / "photo.png", 100, 100)
+    with pytest.raises(PhotoError, match=f"has 10,000 pixels, more than {max_pixels:,}; raise --max-pixels") as error:
+        read_photo(tmp_path / "photo.png", max_pixels=max_pixels)
+    assert error.value.stage == "decode"
+    assert is_image(tmp_path / "photo.png")
+    assert read_photo(tmp_path / "photo.png", max_pixels=10_000).shape == (100, 100, 3)
 
 
 def test_postscript_is_never_run(tmp_path):
     Image.fromarray(make_image()).save(tmp_path / "program.eps")
-    with pytest.raises(PhotoError, match="no image that Pillow reads"):
+    with pytest.raises(PhotoError, match="no image that is read here"):
         read_photo(tmp_path / "program.eps")
 
 

@@ -46,6 +46,40 @@ def test_an_exception_of_a_thread_reaches_the_caller_and_hangs_nothing():
         next(results)
 
 
+def test_what_weighs_too_much_together_waits_for_what_came_before():
+    running, heaviest = [], []
+
+    def work(weight):
+        running.append(weight)
+        heaviest.append(sum(running))
+        running.remove(weight)
+        return weight
+
+    weights = [3, 3, 3, 20, 1, 2, 3, 4, 9, 9, 1]
+    results = map_ahead(work, weights, threads=8, ahead=8, weigh=lambda weight: weight, most=10)
+    assert list(results) == weights
+    assert max(heaviest) == 20  # which is alone, and nothing else above 10
+    assert sorted(heaviest)[-2] <= 10
+
+
+def test_nothing_hangs_where_each_is_too_heavy():
+    assert list(map_ahead(str, [5, 6, 7], threads=2, ahead=4, weigh=float, most=1)) == ["5", "6", "7"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "batches"),
+    [
+        ([1, 1, 1, 1, 1], [[1, 1, 1, 1], [1]]),
+        ([5, 5, 5], [[5, 5], [5]]),
+        ([20, 1, 20], [[20], [1], [20]]),
+        ([], []),
+    ],
+    ids=["light", "heavy", "too heavy", "none"],
+)
+def test_a_batch_ends_where_it_would_weigh_too_much(weights, batches):
+    assert list(in_batches(weights, 4, weigh=float, most=10)) == batches
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (4, [4]), (9, [4, 4, 1])])
 def test_batches_are_full_but_for_the_last(count, sizes):
     batches = list(in_batches(range(count), 4))

@@ -1,0 +1,92 @@
+"""Ctrl-C and its like: a clean end, with nothing lost that was begun."""
+
+import signal
+import sys
+from itertools import chain
+
+import pytest
+
+import flow_utilities
+import main
+from program import pngs, results, rows, start, wait_for_records
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(many_photos, models, run, tmp_path, name, undisturbed):
+    number = getattr(signal, name)
+    process = start("-i", many_photos, "-o", tmp_path / "out", *models)
+    wait_for_records(process, tmp_path / "out", 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in err
+    assert "stopping after the photos in hand" in err
+    assert "the same command goes on from there" in err
+    assert "photos written" in out
+    records = rows(tmp_path / "out" / "metadata.jsonl")
+    assert 3 <= len(records) < 42
+    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records)
+    assert run(dataset=many_photos)[0] == 0
+    assert results(tmp_path / "out") == undisturbed
+
+
+@pytest.fixture
+def signals_while_segmenting(monkeypatch):
+    """Sends this process signals in the middle of SAM 2's third batch; says which photos SAM 2 has begun and ended."""
+
+    def prepare(*numbers):
+        seen = []
+        segment_photos = flow_utilities.segment_photos
+
+        def segment(model, settings, photos, **options):
+            seen.append([photo.file.source for photo in photos])
+            if len(seen) == 3:
+                for number in numbers:
+                    signal.raise_signal(number)
+            return segment_photos(model, settings, photos, **options)
+
+        monkeypatch.setattr(flow_utilities, "segment_photos", segment)
+        return seen
+
+    return prepare
+
+
+def test_after_a_signal_each_photo_that_a_model_has_begun_is_finished(
+    many_photos, run, tmp_path, signals_while_segmenting
+):
+    seen = signals_while_segmenting(signal.SIGINT)
+    assert run("--batch-size", "4", dataset=many_photos)[0] == 130
+    assert len(seen) == 3
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == list(chain(*seen))
+
+
+def test_the_second_signal_costs_no_more_than_what_was_in_hand(many_photos, run, tmp_path, signals_while_segmenting):
+    seen = signals_while_segmenting(signal.SIGTERM, signal.SIGTERM)
+    assert run("--batch-size", "4", dataset=many_photos)[0] == 143
+    records = rows(tmp_path / "out" / "metadata.jsonl")
+    assert [row["source"] for row in records] == list(chain(*seen))[: len(records)]
+    assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records)
+
+
+def test_a_signal_while_the_models_load_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "load_models", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, err = run()
+    assert (code, err.count("\n")) == (130, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_signals_are_as_before_when_the_program_is_done(run):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    run()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_nohup_is_respected(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with main.Signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

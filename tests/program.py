@@ -1,0 +1,60 @@
+"""The program as its users run it, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config_utilities import PROGRAM_DIR
+
+
+def command(*flags: object) -> list[str]:
+    return [sys.executable, str(PROGRAM_DIR / "main.py"), *map(str, flags)]
+
+
+def start(*flags: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def count_records(output: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return (output / "metadata.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def wait_for_records(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    """Waits until `count` photos are recorded; the process must not end before."""
+    while process.poll() is None:
+        if count_records(output) >= count:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"ended too early: {process.communicate()}")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def pngs(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """The tree of an output, but for the seconds, which no two runs share."""
+    tree: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    tree["metadata.jsonl"] = [{**row, "seconds": None} for row in rows(folder / "metadata.jsonl")]
+    return tree
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """As `contents`, but without the settings, which name the dataset: for the same photos elsewhere."""
+    return {name: content for name, content in contents(folder).items() if name != ".run.json"}
