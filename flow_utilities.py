@@ -35,7 +35,7 @@ from mask_utilities import (
     subject_mask,
 )
 from output_utilities import OutputFolder
-from photo_utilities import read_photo
+from photo_utilities import MAX_PIXELS, OpenedPhoto
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
 from prompt_utilities import Label
 from report_utilities import RunProgress
@@ -94,7 +94,8 @@ _BATCHES_AHEAD = 3
 
 _Outcome = Photo | PhotoError
 
-# What reading a file comes to; None where its photo is done already.
+# What opening and reading a file come to; None where its photo is done already.
+_Opened = OpenedPhoto | PhotoError | NotAPhotoError | None
 _Read = _Outcome | NotAPhotoError | None
 
 
@@ -139,7 +140,7 @@ class Flow:
     ) -> None:
         self._output, self._progress = output, progress
         self._batch_size, self._threads, self._overlap = batch_size, threads, overlap
-        self._bounded = {"weigh": _count_pixels, "most": most_pixels}
+        self._most_pixels = most_pixels
         self._stopping, self._check = stopping, check
 
     def read(
@@ -148,6 +149,7 @@ class Flow:
         sam2_model: Sam2 | None,
         *,
         limit: int | None,
+        max_pixels: int = MAX_PIXELS,
         point: Callable[[Photo], Focus | None] = lambda _: None,
     ) -> Iterator[Photo]:
         """Yields the photos that are still to be done, decoded and in SAM 2's frame.
@@ -158,14 +160,24 @@ class Flow:
             files: The files of the dataset.
             sam2_model: Whose frame; None where photos stay uncut.
             limit: End after so many photos, whether they are done, failed or new.
+            max_pixels: Photos with more are failures.
             point: Says where SAM 2 is to be pointed, as far as no model is asked.
         """
 
-        def read(file: PhotoFile) -> tuple[PhotoFile, _Read]:
-            return file, None if self._output.is_done(file) else _read_photo(file, sam2_model, point)
+        def open_photo(file: PhotoFile) -> tuple[PhotoFile, _Opened]:
+            return file, None if self._output.is_done(file) else _open_photo(file, max_pixels)
 
+        def decode(opened: tuple[PhotoFile, _Opened]) -> tuple[PhotoFile, _Read]:
+            file, photo = opened
+            return file, _decode_photo(file, photo, sam2_model, point) if isinstance(photo, OpenedPhoto) else photo
+
+        def count_pixels(opened: tuple[PhotoFile, _Opened]) -> int:
+            return opened[1].pixels if isinstance(opened[1], OpenedPhoto) else 0
+
+        ahead = functools.partial(map_ahead, threads=self._threads, ahead=self._batch_size + self._threads)
+        opened = ahead(open_photo, files)  # first, to know how much memory each will need
         photos = 0
-        for file, outcome in map_ahead(read, files, threads=self._threads, ahead=self._batch_size + self._threads):
+        for file, outcome in ahead(decode, opened, weigh=count_pixels, most=self._most_pixels):
             if self._stopping():
                 return
             if isinstance(outcome, NotAPhotoError):
@@ -201,7 +213,7 @@ class Flow:
             outcomes = call_in_parts(filled, batch, lambda photo, error: _model_failure(photo.file, error))
             return list(zip(batch, outcomes, strict=True))
 
-        batches = in_batches(photos, size, **self._bounded)
+        batches = in_batches(photos, size, weigh=_count_pixels, most=self._most_pixels)
         ahead = functools.partial(map_ahead, threads=1, ahead=_BATCHES_AHEAD)
         done = ahead(attempt, batches) if self._overlap else map(attempt, batches)
         for outcomes in done:
@@ -219,7 +231,9 @@ class Flow:
                 return photo, _model_failure(photo.file, error)
 
         ahead = self._batch_size + 1
-        yield from self._surviving(map_ahead(attempt, photos, threads=self._threads, ahead=ahead, **self._bounded))
+        yield from self._surviving(
+            map_ahead(attempt, photos, threads=self._threads, ahead=ahead, weigh=_count_pixels, most=self._most_pixels)
+        )
 
     def _fail(self, file: PhotoFile, error: PhotoError) -> None:
         self._check()
@@ -243,15 +257,25 @@ def _count_pixels(photo: Photo) -> int:
     return photo.image.shape[0] * photo.image.shape[1]
 
 
-def _read_photo(file: PhotoFile, sam2_model: Sam2 | None, point: Callable[[Photo], Focus | None]) -> _Read:
+def _open_photo(file: PhotoFile, max_pixels: int) -> _Opened:
     try:
         with stage("decode"):
-            photo = Photo(file, read_photo(file.path))
+            return OpenedPhoto(file.path, max_pixels=max_pixels)
+    except (PhotoError, NotAPhotoError) as error:
+        return error
+
+
+def _decode_photo(
+    file: PhotoFile, opened: OpenedPhoto, sam2_model: Sam2 | None, point: Callable[[Photo], Focus | None]
+) -> _Outcome:
+    try:
+        with stage("decode"):
+            photo = Photo(file, opened.decode())
         photo.focus = point(photo)
         if sam2_model is not None:
             with stage("SAM 2 pixels"):
                 photo.sam_pixels = to_pixels(photo.image, sam2_model.image_size, sam2_model.device)
-    except (PhotoError, NotAPhotoError) as error:
+    except PhotoError as error:
         return error
     except Exception as error:
         return _model_failure(file, error)

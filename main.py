@@ -248,7 +248,7 @@ def do_photos(
     """Yields the photos that are still to be done, cut out and labelled."""
     from flow_utilities import cut_photo, find_subjects, label_photos, segment_photos, verify_subjects
 
-    photos = flow.read(files, models.sam2_model, limit=settings.limit, point=point)
+    photos = flow.read(files, models.sam2_model, limit=settings.limit, max_pixels=settings.max_pixels, point=point)
     if settings.focus == "detector":
         photos = flow.in_batches(photos, functools.partial(find_subjects, models.detector, settings))
     if models.sam2_model is not None:  # predict_sam2() cuts them out, ClipModel.process() labels them

@@ -155,32 +155,66 @@ def is_image(path: Path) -> bool:
 
 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Returns the first frame of an image file as (H, W, 3) uint8 RGB, upright, transparent parts on white.
+    """Returns the first frame of an image file as (H, W, 3) uint8 RGB; see `OpenedPhoto`."""
+    return OpenedPhoto(path, max_pixels=max_pixels).decode()
 
-    EXIF orientation is applied. An embedded colour profile other than sRGB is converted to sRGB.
-    16-bit and floating-point greys keep their range.
 
-    It takes at most `BYTES_PER_PIXEL` of memory for each pixel, 600 MB (most of it for what a colour profile may ask
-    for), and twice the file's size; five times that of HEIF, AVIF and WebP, which may have 2 bytes a pixel of
-    `max_pixels`. An AVIF that lies about its size takes what libavif's own limit of 16384 x 16384 pixels does.
+class OpenedPhoto:
+    """An image file that was opened and looked at; what it needs of memory is known, and not yet taken.
 
     Args:
         path: Of the file.
         max_pixels: An image with more is refused. Threads that read at the same time have to agree on it.
 
+    Attributes:
+        pixels: How many it has.
+
     Raises:
         NotAPhotoError: The file holds no image, and its ending does not say that it should.
         PhotoError: The image can't be read, or is refused.
     """
-    # Pillow refuses at twice its own limit. Some of its plugins ask for memory before the size is checked here.
-    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
-    try:
-        rgb, orientation = _decode(path, max_pixels)
-        turn = _TURNS.get(orientation)
-        return rgb if turn is None else turn(rgb)
-    except Exception as error:  # as in is_image: a fuzzer found nine kinds, struct.error and RuntimeError among them
-        failure = _failure(path, error, max_pixels)
-    raise failure  # out here: with the error's traceback, it would keep the picture in memory for as long as it lives
+
+    def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._path, self._max_pixels = path, max_pixels
+        # Pillow refuses at twice its own limit. Some of its plugins ask for memory before the size is checked here.
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
+        try:
+            with contextlib.ExitStack() as stack:
+                self._image = stack.enter_context(_open(path, max_pixels))
+                _check_image(self._image, max_pixels)
+                self.pixels = math.prod(self._image.size)
+                self._close = stack.pop_all().close
+            return
+        except Exception as error:  # as in is_image: a fuzzer found nine kinds, struct.error among them
+            failure = _failure(path, error, max_pixels)
+        raise failure
+
+    def decode(self) -> np.ndarray:
+        """Returns its first frame as (H, W, 3) uint8 RGB, upright, transparent parts on white, and closes the file.
+
+        EXIF orientation is applied. An embedded colour profile other than sRGB is converted to sRGB.
+        16-bit and floating-point greys keep their range.
+
+        It takes at most `BYTES_PER_PIXEL` of memory for each pixel, 600 MB (most of it for what a colour profile may
+        ask for), and twice the file's size; five times that of HEIF, AVIF and WebP, which may have 2 bytes a pixel of
+        `max_pixels`. An AVIF that lies about its size takes what libavif's own limit of 16384 x 16384 pixels does.
+
+        Raises:
+            PhotoError: The image can't be read.
+        """
+        try:
+            with contextlib.closing(self):
+                rgb, orientation = _decode(self._image, self._max_pixels)
+            turn = _TURNS.get(orientation)  # by now Pillow's picture is out of memory
+            return rgb if turn is None else turn(rgb)
+        except Exception as error:
+            failure = _failure(self._path, error, self._max_pixels)
+        raise failure  # out here: with the error's traceback, it would keep the picture for as long as it lives
+
+    def close(self) -> None:
+        """Closes the file, and lets go of what was read of it."""
+        self._close()
+        self._image = None
 
 
 def _failure(path: Path, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
@@ -362,18 +396,16 @@ def _too_many(limit: int, what: str) -> PhotoError:
     return PhotoError(f"has more than {limit:,} {what}, which no photo needs; save it anew", stage="decode")
 
 
-def _decode(path: Path, max_pixels: int) -> tuple[np.ndarray, int | None]:
-    """Returns an image file as (H, W, 3) uint8 RGB, and its EXIF orientation, which is not applied."""
-    with _open(path, max_pixels) as image:
-        _check_image(image, max_pixels)
-        profile = _profile(image)
-        usual = image.format in _JPEGS and image.mode == "RGB" and _is_srgb(profile)
-        rgb = _decode_jpeg(image) if usual else None
-        if rgb is None:
-            image.load()
-            _check_size(image.size, max_pixels)  # that of HEIF may turn out to be another
-            rgb = _convert(image, profile)
-        return rgb, _orientation(image)
+def _decode(image: Image.Image, max_pixels: int) -> tuple[np.ndarray, int | None]:
+    """Returns an image that Pillow has opened as (H, W, 3) uint8 RGB, as it is stored, and its EXIF orientation."""
+    profile = _profile(image)
+    usual = image.format in _JPEGS and image.mode == "RGB" and _is_srgb(profile)
+    rgb = _decode_jpeg(image) if usual else None
+    if rgb is None:
+        image.load()
+        _check_size(image.size, max_pixels)  # that of HEIF may turn out to be another
+        rgb = _convert(image, profile)
+    return rgb, _orientation(image)
 
 
 def _profile(image: Image.Image) -> bytes | None:

@@ -324,13 +324,13 @@ def read_damaged(folder: Path, first: int, count: int) -> dict[str, int]:
     outcomes: Counter[str] = Counter()
     for name, (ending, contents) in photos.items():
         outcomes[f"intact: {_outcome(folder / f'{name}.{ending}', contents)}"] += 1
-    before = _peak_memory()
+    before = _memory("VmRSS")
     for number in range(first, first + count):
         name = names[number % len(names)]
         print(number, name, flush=True)
         ending, contents = photos[name]
         outcomes[_outcome(folder / f"damaged.{ending}", damage(contents, np.random.default_rng(number)))] += 1
-    return {**outcomes, "memory": _peak_memory() - before}
+    return {**outcomes, "memory": _memory("VmHWM") - before}
 
 
 def _outcome(path: Path, contents: bytes) -> str:
@@ -401,17 +401,18 @@ def large_photos() -> dict[str, tuple[str, int, Callable[[int, int], bytes]]]:
 def read_large(path: Path, small: Path) -> dict[str, int]:
     """Returns the pixels of a photo, and by how many bytes the memory grows for it, after another of its kind."""
     read_photo(small)
-    before = _peak_memory()
+    before = _memory("VmRSS")
     height, width, _ = read_photo(path).shape
-    return {"pixels": height * width, "memory": _peak_memory() - before}
+    return {"pixels": height * width, "memory": _memory("VmHWM") - before}
 
 
-def _peak_memory() -> int:
-    """Returns the largest resident memory so far, in bytes."""
-    import resource
+def _memory(kind: str) -> int:
+    """Returns the resident memory in bytes: `VmRSS`, or `VmHWM`, its peak so far (Linux).
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    getrusage's peak is no help: a child starts with that of its parent.
+    """
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[kind].removesuffix("kB"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Photos from strangers: each is read as a viewer shows it, or refused with its reason, in bounded time and memory."""
 
+import gc
 import json
 import os
 import socket
 import struct
 import subprocess
 import sys
-import traceback
 import zlib
 from pathlib import Path
 
@@ -390,9 +390,8 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize(("contents", "ending", "reason"), ENDLESS.values(), ids=ENDLESS)
-def test_more_parts_than_photos_have_are_refused(write, refusal, contents, ending, reason):
+def test_more_parts_than_photos_have_are_refused(refusal, contents, ending, reason):
     assert reason in refusal(contents, f"photo.{ending}")
-    assert is_image(write(contents, f"photo.{ending}")) or "can't be read" in refusal(contents, f"photo.{ending}")
 
 
 @needs_heif
@@ -448,11 +447,13 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path, monkeypatch, make):
 
 
 def test_the_error_of_a_photo_does_not_keep_its_pixels(write):
+    path = write(saved(np.zeros((123, 77, 3), np.uint8), "PNG")[:-40])
     with pytest.raises(PhotoError) as error:
-        read_photo(write(saved(QUARTERS, "PNG")[:-40]))
+        read_photo(path)
+    gc.collect()
+    alive = [each for each in gc.get_objects() if issubclass(type(each), Image.Image) and each.size == (77, 123)]
+    assert not alive
     assert error.value.__context__ is None
-    frames_kept = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.value.__traceback__)]
-    assert frames_kept[1:] == ["read_photo"]
 
 
 # --- what is damaged, and what it all costs
@@ -469,7 +470,7 @@ def child(tmp_path, *arguments, timeout):
     return json.loads(next(line for line in reversed(lines) if line.startswith("{")))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="memory is measured as Unix does")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
 def test_damaged_photos_are_read_or_refused(tmp_path, soak, figure):
     count, first = (100_000, 2000) if soak else (2000, 0)
     found = child(tmp_path, "damaged", tmp_path, first, count, timeout=7200 if soak else 600)
@@ -483,13 +484,13 @@ def test_damaged_photos_are_read_or_refused(tmp_path, soak, figure):
     figure("memory for the largest of them, MB", round(found["memory"] / 1e6))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="memory is measured as Unix does")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
 @pytest.mark.parametrize("kind", hostile_images.large_photos())
 def test_a_photo_takes_no_more_memory_than_is_said(tmp_path, kind, soak, figure):
     if kind == "HEIC":
         pytest.importorskip("pillow_heif")
     ending, bytes_per_pixel, make = hostile_images.large_photos()[kind]
-    width, height = (10_000, 8000) if soak else (4000, 3000)
+    width, height = ((8000, 6000) if kind == "HEIC" else (16_000, 12_500)) if soak else (4000, 3000)
     large, small = tmp_path / f"large.{ending}", tmp_path / f"small.{ending}"
     large.write_bytes(make(width, height))
     small.write_bytes(make(64, 48))
