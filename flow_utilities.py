@@ -35,7 +35,8 @@ from mask_utilities import (
     subject_mask,
 )
 from output_utilities import OutputFolder
-from photo_utilities import MAX_PIXELS, OpenedPhoto
+from photo_limit_utilities import MAX_PIXELS
+from photo_utilities import OpenedPhoto
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
 from prompt_utilities import Label
 from report_utilities import RunProgress

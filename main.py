@@ -473,7 +473,7 @@ def build_parser() -> argparse.ArgumentParser:
     default = Settings
 
     flag = parser.add_argument_group("photos in, cut-outs out").add_argument
-    what = "folder of photos, read with its subfolders, in any format that Pillow reads"
+    what = "folder of photos, read with its subfolders: JPEG, PNG, WebP, TIFF, AVIF, HEIC and others"
     flag("--dataset-dir", "-i", metavar="DIR", help=f"{what} (default: {default.dataset_dir})")
     what = "where the <item>/ folders go"
     flag("--output", "--output-dir", "-o", metavar="DIR", help=f"{what} (default: {default.output})")

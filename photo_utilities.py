@@ -10,7 +10,6 @@ import math
 import os
 import re
 import stat
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +18,23 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from errors import NotAPhotoError, PhotoError
+from photo_limit_utilities import (
+    MAX_BYTES_PER_PIXEL,
+    MAX_HEADER_READS,
+    MAX_PIXELS,
+    MAX_PROFILE_BYTES,
+    MAX_WHOLE_BYTES_PER_PIXEL,
+    LimitedReader,
+    check_image,
+    check_parts,
+    check_size,
+    limit_tags,
+    too_long,
+    too_many_pixels,
+)
 
 # What photos come in. All else is none, on purpose where Pillow 13 reads it:
 # - JPEG2000: OpenJPEG takes 1.7 KB a pixel where the file wants its precincts tiny; 124 bytes took 14 GB.
@@ -31,43 +44,10 @@ from errors import NotAPhotoError, PhotoError
 _SIGNED = ("HEIF", "AVIF", "BMP", "PCX", "GIF", "PNG", "JPEG", "TIFF", "PPM", "PSD", "SGI", "WEBP")
 _FORMATS = (*_SIGNED, "DIB", "TGA")  # the last two have no signature: icons and films would pass for them
 
-MAX_PIXELS = 200_000_000  # the largest phone sensors have 16320 x 12240
-_MAX_SIDE = 1_000_000  # Pillow keeps 8 to 16 bytes for every row beside its pixels
-BYTES_PER_PIXEL = 21  # of memory, measured: 21 are HEIF's with alpha and 10 bits, 17 WebP's and AVIF's, 12 all others'
-_MAX_BYTES_PER_PIXEL = 8  # of a file: 4 bands of 16 bits, uncompressed
-_MAX_WHOLE_BYTES_PER_PIXEL = 2  # of a file that is read at once, as HEIF, AVIF and WebP are
-
-# What a file may hold; photos stay far below. Beyond, a small file could cost minutes, or gigabytes.
-_MAX_HEADER_READS = 20_000  # Pillow reads a GIF's comments block by block, 17 times their size in memory
-_MAX_JPEG_SEGMENTS = 1000  # Pillow copies the EXIF block anew with each segment that goes on with it
-_MAX_JPEG_SCANS = 100  # each passes over the whole picture: at 8 megapixels, 87 KB of 2000 took 19 s, 100 take 1 s
-_MAX_PNG_CHUNKS = 1000  # beside pixels; Pillow inflates each text to up to 1 MB, which takes 5 ms
-_MAX_PNG_BYTES = 64_000_000  # beside pixels; of an EXIF block, Pillow has four copies
-_MIN_PNG_CHUNK = 64  # bytes of pixels; less is no use
-_MAX_NUMBER_BYTES = 4_000_000  # in one directory of TIFF or EXIF tags; fractions take 22 times that as objects
-_MAX_TAG_BYTES = 16_000_000  # of another tag; larger ones are left out: layers, for other programs
-_MAX_PROFILE_BYTES = 4_000_000  # of a colour profile; 1 MB of steps for each colour takes 10 s
-_MAX_HEIF_BYTES = 500_000_000  # of a file, times its items: pillow-heif copies what they share for each
-_MAX_PLANES = 8  # how often the strips and tiles of a file may fill the picture; TIFF has up to 6 planes
-_MAX_TILE_PIXELS = 4096 * 4096  # of a compressed TIFF that is smaller itself; libtiff decodes tiles whole
-_MAX_SLOW_PIXELS = {  # by Pillow's name of a decoder that is written in Python
-    "bmp_rle": 24_000_000,  # 3 s, for no more than a few KB
-    "ppm": 24_000_000,  # 45 s, with another maximum than 255
-    "ppm_plain": 0,  # numbers as text: 1 MB of comments among them take 10 s
-}
-
-_BLOCK_BYTES = 1 << 20
 _BAND_PIXELS = 1 << 20  # are converted at a time, so that no step needs the whole picture twice
 
 _JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first, as many phones write
-_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # none that stands alone or among the pixels
-_JPEG_END, _JPEG_SCAN = b"\xd9", b"\xda"
 _JPEG_BYTES, _JPEG_BYTES_PER_PIXEL = 64_000_000, 4  # are read at once; of longer files Pillow reads a block at a time
-
-_HEIF_SIZE = re.compile(rb"ispe....(.{8})", re.DOTALL)
-# An item, but not one of the tiles that make up a large picture, which are hidden.
-_HEIF_ITEM = re.compile(rb"infe(?!\x02..\x01....(?:hvc1|av01)|\x03..\x01......(?:hvc1|av01))", re.DOTALL)
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _TURNS: dict[
@@ -82,9 +62,6 @@ _TURNS: dict[
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for negatives
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF's tags
-_TAGS_OF_BYTES = {1, 2, 6, 7}  # TIFF's types that stay bytes in memory
-
 _WHITE = (255, 255, 255, 255)
 
 
@@ -112,28 +89,11 @@ def readable_formats() -> tuple[str, ...]:
     else:
         register_heif_opener()
     Image.init()
-    _limit_tags()
+    limit_tags()
     # Once, not around each photo: warnings.catch_warnings is no matter for threads. Errors are what counts.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd EXIF and the like
     return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def _limit_tags() -> None:
-    """Bounds what Pillow takes from a directory of TIFF or EXIF tags."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2
-    load = directory.load
-
-    def load_few(self: TiffImagePlugin.ImageFileDirectory_v2, file: BinaryIO) -> None:
-        load(self, file)
-        sizes = {tag: len(data) for tag, data in getattr(self, "_tagdata", {}).items()}  # Pillow's own
-        if sum(size for tag, size in sizes.items() if self.tagtype[tag] not in _TAGS_OF_BYTES) > _MAX_NUMBER_BYTES:
-            self.reset()  # some callers go on without them
-            raise ValueError(f"more than {_MAX_NUMBER_BYTES:,} bytes of numbers in its tags")
-        for tag in (tag for tag, size in sizes.items() if size > _MAX_TAG_BYTES):
-            del self[tag]
-
-    directory.load = load_few
 
 
 @functools.cache
@@ -181,7 +141,7 @@ class OpenedPhoto:
         try:
             with contextlib.ExitStack() as stack:
                 self._image = stack.enter_context(_open(path, max_pixels))
-                _check_image(self._image, max_pixels)
+                check_image(self._image, max_pixels)
                 self.pixels = math.prod(self._image.size)
                 self._close = stack.pop_all().close
             return
@@ -226,42 +186,22 @@ def _failure(path: Path, error: Exception, max_pixels: int) -> PhotoError | NotA
         return PhotoError(str(error), stage="decode") if claims_to_be_one else NotAPhotoError(path.name)
     if isinstance(error, Image.DecompressionBombError):
         [pixels, *_] = re.findall(r"\d+", str(error))
-        return _too_large(int(pixels), max_pixels)
+        return too_many_pixels(int(pixels), max_pixels)
     reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0] or type(error).__name__
     return PhotoError(f"can't be read: {reason}", stage="decode")
-
-
-class _Reader(io.BufferedReader):
-    """A file for Pillow's plugins that can't be read on and on, for a header without end.
-
-    Attributes:
-        reads_left: How often it may still be read.
-        most_bytes: How long it may be to be read at once.
-    """
-
-    reads_left: float = math.inf
-    most_bytes: float = math.inf
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self.reads_left -= 1
-        if self.reads_left < 0:
-            raise _too_many(_MAX_HEADER_READS, "parts before its pixels")
-        if (size is None or size < 0) and (length := os.fstat(self.fileno()).st_size) > self.most_bytes:
-            raise _too_long(length, self.most_bytes)
-        return super().read(size)
 
 
 @contextlib.contextmanager
 def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     # By its contents, not its path: Pillow maps uncompressed TIFFs that it opens by path, and with an orientation
     # that swaps the sides some modes then come out scrambled (Pillow 13.0).
-    with _Reader(open_regular(path).detach()) as file:
+    with LimitedReader(open_regular(path).detach()) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > _MAX_BYTES_PER_PIXEL * max_pixels:  # left unread, it is an image if its ending says so
-            raise UnidentifiedImageError(_too_long(size, _MAX_BYTES_PER_PIXEL * max_pixels).reason)
-        file.most_bytes = _MAX_WHOLE_BYTES_PER_PIXEL * max_pixels
-        _check_parts(file, max_pixels)
-        file.reads_left = _MAX_HEADER_READS
+        if size > MAX_BYTES_PER_PIXEL * max_pixels:  # left unread, it is an image if its ending says so
+            raise UnidentifiedImageError(too_long(size, MAX_BYTES_PER_PIXEL * max_pixels).reason)
+        file.most_bytes = MAX_WHOLE_BYTES_PER_PIXEL * max_pixels
+        check_parts(file, max_pixels)
+        file.reads_left = MAX_HEADER_READS
         try:
             image = Image.open(file, formats=_formats_of(path))
         except UnidentifiedImageError:
@@ -285,117 +225,6 @@ def _formats_of(path: Path) -> tuple[str, ...]:
     return tuple(name for name in readable_formats() if name in _SIGNED or name == said)
 
 
-def _check_parts(file: BinaryIO, max_pixels: int) -> None:
-    """Raises PhotoError over a file that is made up of more parts than photos are."""
-    start = file.read(16)
-    if start.startswith(_JPEG_START):
-        _check_jpeg(file)
-    elif start.startswith(_PNG_START):
-        _check_png(file)
-    elif "HEIF" in readable_formats() and Image.OPEN["HEIF"][1](start):
-        _check_heif(file, max_pixels)
-
-
-def _check_jpeg(file: BinaryIO) -> None:
-    """Raises PhotoError over a JPEG file whose first picture has more segments or scans than photos have."""
-    scans = 0
-    for count, marker in enumerate(_jpeg_markers(file), 1):
-        scans += marker == _JPEG_SCAN
-        if scans > _MAX_JPEG_SCANS:
-            raise _too_many(_MAX_JPEG_SCANS, "scans")
-        if count > _MAX_JPEG_SEGMENTS:
-            raise _too_many(_MAX_JPEG_SEGMENTS, "segments")
-
-
-def _jpeg_markers(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the markers of the first picture's segments, as libjpeg comes by them; a film may lie behind it."""
-    file.seek(2)
-    block, position = b"", 0
-    while True:
-        marker = _JPEG_MARKER.search(block, position)
-        if marker and marker[1] == _JPEG_END:
-            return
-        if marker is None or marker.end() + 2 > len(block):
-            rest = block[marker.start() if marker else max(position, len(block) - 1) :]
-            more = file.read(_BLOCK_BYTES)
-            if not more:
-                return
-            block, position = rest + more, 0
-            continue
-        yield marker[1]
-        length = int.from_bytes(block[marker.end() : marker.end() + 2], "big")
-        position = marker.end() + max(2, length)
-        if position > len(block):
-            file.seek(position - len(block), io.SEEK_CUR)
-            block, position = b"", 0
-
-
-def _check_png(file: BinaryIO) -> None:
-    """Raises PhotoError over a PNG file that has more chunks beside those of pixels than photos have."""
-    file.seek(len(_PNG_START))
-    others = other_bytes = 0
-    while len(head := file.read(8)) == 8 and (kind := head[4:]) != b"IEND":
-        length = int.from_bytes(head[:4], "big")
-        if kind not in (b"IDAT", b"fdAT", b"fcTL") or length < _MIN_PNG_CHUNK:
-            others, other_bytes = others + 1, other_bytes + length
-        if others > _MAX_PNG_CHUNKS:
-            raise _too_many(_MAX_PNG_CHUNKS, "chunks beside its pixels")
-        if other_bytes > _MAX_PNG_BYTES:
-            raise _too_many(_MAX_PNG_BYTES, "bytes beside its pixels")
-        file.seek(length + 4, io.SEEK_CUR)
-
-
-def _check_heif(file: BinaryIO, max_pixels: int) -> None:
-    """Raises PhotoError over a HEIF file whose pictures, uncropped, or items are more than fit into memory."""
-    file.seek(0)
-    contents = file.read()
-    for size in _HEIF_SIZE.finditer(contents):
-        _check_size(struct.unpack(">II", size[1]), max_pixels)
-    items = sum(1 for _ in _HEIF_ITEM.finditer(contents))
-    if items * len(contents) > _MAX_HEIF_BYTES:
-        raise _too_many(_MAX_HEIF_BYTES // len(contents), f"items in {len(contents):,} bytes")
-
-
-def _check_image(image: Image.Image, max_pixels: int) -> None:
-    """Raises PhotoError over an image that Pillow has opened, and that costs too much to load."""
-    _check_size(image.size, max_pixels)
-    pixels, filled = math.prod(image.size), 0
-    for decoder, extents, *_ in image.tile:
-        if pixels > _MAX_SLOW_PIXELS.get(decoder, pixels):
-            raise PhotoError(f"{image.format} of this kind is read too slowly; save it as PNG", stage="decode")
-        left, top, right, bottom = extents
-        filled += abs((right - left) * (bottom - top))
-    if filled > _MAX_PLANES * pixels:
-        raise _too_many(_MAX_PLANES, "layers of strips or tiles")
-    if image.format == "TIFF":
-        tile = image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_HEIGHT, 0)
-        if tile > max(_MAX_TILE_PIXELS, pixels):
-            raise _too_many(_MAX_TILE_PIXELS, "pixels in a tile")
-
-
-def _check_size(size_wh: tuple[int, int], max_pixels: int) -> None:
-    width, height = size_wh
-    if width * height > max_pixels:
-        raise _too_large(width * height, max_pixels)
-    if max(size_wh) > _MAX_SIDE:
-        raise PhotoError(f"has {width:,} x {height:,} pixels, a side over {_MAX_SIDE:,}; cut it", stage="decode")
-    if width * height == 0:
-        raise PhotoError(f"has no pixels: {width} x {height}", stage="decode")
-
-
-def _too_large(pixels: int, max_pixels: int) -> PhotoError:
-    reason = f"has {pixels:,} pixels, more than {max_pixels:,}; raise --max-pixels, or make it smaller"
-    return PhotoError(reason, stage="decode")
-
-
-def _too_long(size: int, most_bytes: int) -> PhotoError:
-    return PhotoError(f"the file has {size:,} bytes, more than {most_bytes:,}; raise --max-pixels", stage="decode")
-
-
-def _too_many(limit: int, what: str) -> PhotoError:
-    return PhotoError(f"has more than {limit:,} {what}, which no photo needs; save it anew", stage="decode")
-
-
 def _decode(image: Image.Image, max_pixels: int) -> tuple[np.ndarray, int | None]:
     """Returns an image that Pillow has opened as (H, W, 3) uint8 RGB, as it is stored, and its EXIF orientation."""
     profile = _profile(image)
@@ -403,14 +232,14 @@ def _decode(image: Image.Image, max_pixels: int) -> tuple[np.ndarray, int | None
     rgb = _decode_jpeg(image) if usual else None
     if rgb is None:
         image.load()
-        _check_size(image.size, max_pixels)  # that of HEIF may turn out to be another
+        check_size(image.size, max_pixels)  # that of HEIF may turn out to be another
         rgb = _convert(image, profile)
     return rgb, _orientation(image)
 
 
 def _profile(image: Image.Image) -> bytes | None:
     profile = image.info.get("icc_profile")
-    return profile if isinstance(profile, bytes) and len(profile) <= _MAX_PROFILE_BYTES else None
+    return profile if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES else None
 
 
 def _decode_jpeg(image: Image.Image) -> np.ndarray | None:
@@ -494,7 +323,7 @@ def _white_value(image: Image.Image) -> float:
     peak = 0.0
     for _, band in _bands(image):
         values = np.asarray(band)
-        if values.dtype == np.uint16:
+        if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in either byte order
             return 65535.0
         peak = max(peak, _finite(values).max())
     limits = (1.0 if image.mode == "F" else 255.0, 255.0, 65535.0)

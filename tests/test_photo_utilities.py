@@ -121,6 +121,13 @@ def test_a_grey_of_any_depth_keeps_its_range(tmp_path, image, name):
     assert np.abs(result[..., 0] - GREY / 257).max() <= 1
 
 
+def test_a_dark_grey_of_16_bits_stays_dark_in_either_byte_order(tmp_path):
+    dark = np.full((8, 8), 200, np.uint16)
+    for mode in ("I;16", "I;16B"):
+        stored = Image.frombytes(mode, (8, 8), dark.astype("<u2" if mode == "I;16" else ">u2").tobytes())
+        assert (read(stored, tmp_path, "dark.tif") == 1).all()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "RGB"])
 def test_every_mode_of_png_becomes_rgb(tmp_path, mode):
     white = read(Image.new("RGB", (8, 8), "white").convert(mode), tmp_path)

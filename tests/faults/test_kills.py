@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def test_the_bundled_models_killed_at_random_moments_lose_nothing(tmp_path, soak
     kills, photos = (50, 400) if soak else (5, 60)
     dataset, out = make_dataset(tmp_path / "photos", photos), tmp_path / "out"
     flags = ["--micro", "--debug", "-i", str(dataset), "-o"]
-    rng = random.Random(0)
+    rng, survived = random.Random(0), 0
     for kill in range(kills):
         left = photos * 8 // 10 - count_records(out)
         process = start(*flags, out)
@@ -53,14 +54,15 @@ def test_the_bundled_models_killed_at_random_moments_lose_nothing(tmp_path, soak
             time.sleep(rng.uniform(0, 0.05))  # within a photo
         process.kill()
         process.communicate()
-    assert 0 < count_records(out) < photos * 9 // 10
+        survived += process.returncode == -signal.SIGKILL  # else it was done already
+    assert survived > kills // 2
     assert main.main([*flags, str(out)]) == main.main([*flags, str(tmp_path / "undisturbed")]) == 1
     assert contents(out) == contents(tmp_path / "undisturbed")
     records, failures = rows(out / "metadata.jsonl"), rows(out / "failures.jsonl")
     assert pngs(out) == sorted(row["file_name"] for row in records)
     assert len(records) + len(failures) == photos
     assert temporaries(out) + temporaries(tmp_path / "out-debug") == []
-    figure("kills survived", kills)
+    figure("kills survived", survived)
     figure("records lost", photos - len(records) - len(failures))
 
 

@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from test_weights import damaged
 
 import focus_utilities
 from config_utilities import read_config, read_settings
@@ -16,6 +15,7 @@ from errors import CheckpointError, ConfigError, PhotoError
 from focus_utilities import PointRow, read_points, row_focus, stray_names
 from prompt_utilities import get_prompts
 from sam_utilities import build_sam2, find_config, load_sam2, read_image_size
+from test_weights import damaged
 
 resource = pytest.importorskip("resource", reason="Windows has no pipes in folders, and counts memory in another way")
 

@@ -4,11 +4,11 @@ import re
 import subprocess
 import sys
 
-import hostile_images
 import numpy as np
 import pytest
 from PIL import Image
 
+import hostile_images
 from conftest import save_photo
 from program import command, contents, pngs, rows
 

@@ -10,9 +10,13 @@ import sys
 import zlib
 from pathlib import Path
 
-import hostile_images
 import numpy as np
 import pytest
+from PIL import Image
+
+import hostile_images
+import photo_utilities
+from errors import NotAPhotoError, PhotoError
 from hostile_images import (
     GIF_DISPOSAL,
     PIXELS,
@@ -41,11 +45,8 @@ from hostile_images import (
     with_scans,
     with_size_property,
 )
-from PIL import Image
-
-import photo_utilities
-from errors import NotAPhotoError, PhotoError
-from photo_utilities import BYTES_PER_PIXEL, is_image, open_regular, read_photo
+from photo_limit_utilities import BYTES_PER_PIXEL
+from photo_utilities import is_image, open_regular, read_photo
 
 SMALL_GREY = np.arange(96, dtype=np.uint8).reshape(8, 12)
 needs_heif = pytest.mark.skipif("HEIF" not in photo_utilities.readable_formats(), reason="needs pillow-heif")
