@@ -167,9 +167,9 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     )
     if isinstance(stopped, UserError):
         raise stopped
-    if signals.stopping():
+    if stopped is not None or signals.stopping():
         _say_error("interrupted; what was finished is in place, the same command goes on from there")
-        return EXIT_SIGNALLED + signals.number
+        return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
     if not output.counts and not output.failures:
         return _say_no_photos(settings)
     if settings.micro:

@@ -187,7 +187,8 @@ class OutputFolder:
             output.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 self._delete_earlier_run()
-            _refuse_other_settings(output / RUN, run_settings)
+            else:
+                _refuse_other_settings(output / RUN, run_settings)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             self._orphans = self._take_stock()
             self._write_card()
@@ -416,13 +417,16 @@ class OutputFolder:
         write_atomically(self.path / CARD, _dataset_card(self.counts).encode())
 
     def _delete_earlier_run(self) -> None:
-        """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then."""
+        """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then.
+
+        Its settings stay, by which the folder is known as one of this program, until those of this run replace them.
+        """
         rows, _ = _read_lines(self.path / METADATA, _RECORD_TYPES)
         for row in rows:
             path = self.path / row["file_name"]
             if path.resolve().is_relative_to(self.path.resolve()):  # whatever a hand has written there
                 path.unlink(missing_ok=True)
-        for name in (METADATA, FAILURES, CARD, RUN):
+        for name in (METADATA, FAILURES, CARD):
             (self.path / name).unlink(missing_ok=True)
         for folder, _, _ in os.walk(self.path, topdown=False):
             if Path(folder) != self.path and not any(Path(folder).iterdir()):

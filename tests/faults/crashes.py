@@ -2,12 +2,16 @@
 
 python tests/faults/crashes.py FOLDER    prints how many operations there are, and those whose traces remain
 
+A run into a new folder, one that goes on where another ended, and one that overwrites another.
+
 It forks, and so must have no threads: it is a program of its own. Python tells an audit hook of each file that is
 opened, renamed or removed, before it happens.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import os
 import signal
@@ -20,21 +24,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from dataset_utilities import PhotoFile
-from output_utilities import OutputFolder, clear_temporaries, lock_output, photo_record
+from output_utilities import OutputFolder, check_output, clear_temporaries, lock_output, photo_record
 from prompt_utilities import Label
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 _ITEMS = ("red", "blue")
 
 
-def write_all(output: Path) -> None:
-    """What main.py does with an output: lock, take stock, write six photos of which one fails, set one aside."""
+def write_all(output: Path, *, photos: int = 6, margin: float = 0.05, overwrite: bool = False) -> None:
+    """What main.py does with an output: lock, take stock, write photos of which one fails, set that one aside."""
     unknown = output.with_name(f"{output.name}-unknown")
+    check_output(output, output.parent / "photos")
     with lock_output(output):
         clear_temporaries(unknown)
-        folder = OutputFolder(output, {"margin": 0.05}, items=_ITEMS, threads=1, unknown=unknown)
+        folder = OutputFolder(output, {"margin": margin}, items=_ITEMS, threads=1, unknown=unknown, overwrite=overwrite)
         with folder:
-            for index in range(6):
+            for index in range(photos):
                 source = f"{index}.jpg"
                 photo = PhotoFile(output.parent / "photos" / source, source, f"{index}.png")
                 if folder.is_done(photo):
@@ -43,11 +48,12 @@ def write_all(output: Path) -> None:
                     folder.set_aside(photo)
                     folder.fail(source, "no subject", stage="focus")
                     continue
-                item = _ITEMS[index % 2]
+                item = _ITEMS[int(index + 100 * margin) % 2]
                 label = Label(item, f"a {item} car", 0.25, 0.75, "blue", 0.5, ((item, 0.75),))
                 record = photo_record(label, None, None, (8, 8, 3), seconds=0.0)
                 folder.write(photo, lambda index=index: np.full((8, 8, 4), index, np.uint8), record)
-            folder.finish()
+            if photos == 6:
+                folder.finish()
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -63,8 +69,8 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def killed_at(operation: int, output: Path) -> None:
-    """Writes the folder, and is killed before the operation of that number."""
+def killed_at(operation: int, output: Path, work: Callable[[], None]) -> None:
+    """Does the work, and is killed before the operation of that number on the output or what lies beside it."""
     left = operation
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
@@ -75,7 +81,7 @@ def killed_at(operation: int, output: Path) -> None:
             left -= 1
 
     sys.addaudithook(count)
-    write_all(output)
+    work()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -83,28 +89,44 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+# name -> what was there before, and the run that is killed and started again
+_RUNS: dict[str, tuple[dict[str, object] | None, dict[str, object]]] = {
+    "new": (None, {}),
+    "resumed": ({"photos": 4}, {}),
+    "overwriting": ({"margin": 0.1}, {"overwrite": True}),
+}
+
+
+def prepare(place: Path, before: dict[str, object] | None) -> Path:
+    """Makes a folder of photos, and perhaps the output of an earlier run, and returns where the output is."""
+    (place / "photos").mkdir(parents=True)
+    for index in range(6):
+        (place / "photos" / f"{index}.jpg").write_bytes(b"a photo")
+    if before is not None and in_child(lambda: write_all(place / "out", **before)):
+        sys.exit("the earlier run failed")
+    return place / "out"
+
+
 def main(folder: Path) -> None:
     """Kills and resumes until no operation is left to be killed at."""
-    for index in range(6):
-        (folder / "undisturbed" / "photos").mkdir(parents=True, exist_ok=True)
-        (folder / "undisturbed" / "photos" / f"{index}.jpg").write_bytes(b"a photo")
-    if in_child(lambda: write_all(folder / "undisturbed" / "out")):
-        sys.exit("the undisturbed run failed")
-    expected = tree(folder / "undisturbed")
     kills, wrong = 0, []
-    while True:
-        place = folder / f"{kills}"
-        (place / "photos").mkdir(parents=True)
-        for index in range(6):
-            (place / "photos" / f"{index}.jpg").write_bytes(b"a photo")
-        status = in_child(lambda place=place, kills=kills: killed_at(kills, place / "out"))
-        if status == 0:
-            break
-        if not os.WIFSIGNALED(status) or in_child(lambda place=place: write_all(place / "out")):
-            wrong.append(f"operation {kills}: a run failed")
-        elif tree(place) != expected:
-            wrong.append(f"operation {kills}: {sorted(set(tree(place).items()) ^ set(expected.items()))[:4]}")
-        kills += 1
+    for name, (before, options) in _RUNS.items():
+        undisturbed = prepare(folder / name / "undisturbed", before)
+        if in_child(lambda undisturbed=undisturbed, options=options: write_all(undisturbed, **options)):
+            sys.exit("the undisturbed run failed")
+        expected = tree(undisturbed.parent)
+        for operation in itertools.count():
+            output = prepare(folder / name / f"{operation}", before)
+            work = functools.partial(write_all, output, **options)
+            status = in_child(functools.partial(killed_at, operation, output, work))
+            if status == 0:
+                break
+            kills += 1
+            if not os.WIFSIGNALED(status) or in_child(work):
+                wrong.append(f"{name}, operation {operation}: a run failed")
+            elif tree(output.parent) != expected:
+                differing = sorted({path for path, _ in set(tree(output.parent).items()) ^ set(expected.items())})
+                wrong.append(f"{name}, operation {operation}: {differing}")
     print(json.dumps({"kills": kills, "wrong": wrong}))
 
 
