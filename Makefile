@@ -1,6 +1,6 @@
 # make run    the demonstration; the main job with ARGS="--dataset-dir photos --output output" or what main.py takes
 # make test   lint, format and tests
-# make soak   the same faults and hostile files as in make test, many times over, with figures; takes an hour
+# make soak   the same faults and hostile files as in make test, many times over, with figures; takes 25 minutes
 # make train  both micro models anew, with PHOTOS=folder for real photos beside the scenes; takes hours
 # All create .venv and install the requirements when they are missing or have changed.
 
