@@ -140,7 +140,8 @@ def clear_temporaries(folder: Path) -> None:
     """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there."""
     for each, _, files in os.walk(folder):
         for file in filter(_TEMPORARY.fullmatch, files):
-            Path(each, file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # they are in nobody's way
+                Path(each, file).unlink()
 
 
 class OutputFolder:

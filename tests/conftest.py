@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ os.environ["SAM2VIT_CHECKPOINTS"] = _CHECKPOINTS.name
 import config_utilities
 import main
 import random_models
-from program import results
+from program import mount, results
 from prompt_utilities import get_prompts
 
 _FIGURES = pytest.StashKey[dict[str, object]]()
@@ -107,6 +108,17 @@ def run(photos, models, tmp_path, capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 600 kB; skips where this process may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not mount(folder, "size=600k"):
+        pytest.skip("may not mount a disk; the limit of file sizes stands in for a full one")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

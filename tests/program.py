@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,28 @@ def contents(folder: Path) -> dict[str, Any]:
 def results(folder: Path) -> dict[str, Any]:
     """As `contents`, but without the settings, which name the dataset: for the same photos elsewhere."""
     return {name: content for name, content in contents(folder).items() if name != ".run.json"}
+
+
+def mount(folder: Path, options: str) -> bool:
+    """Whether a disk in memory could be mounted, or given other options."""
+    arguments = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return (
+        shutil.which("mount") is not None
+        and subprocess.run(arguments, capture_output=True, check=False).returncode == 0
+    )
+
+
+def count_refusals(tries: int, attempt: Callable[[int], object], refusal: type[Exception]) -> int:
+    """Returns how many of so many seeded attempts were refused, each in one line; some have to be, and not all."""
+    messages = [message for seed in range(tries) if (message := _refusal(attempt, seed, refusal))]
+    assert [message for message in messages if "\n" in message] == []
+    assert 0 < len(messages) < tries
+    return len(messages)
+
+
+def _refusal(attempt: Callable[[int], object], seed: int, refusal: type[Exception]) -> str | None:
+    try:
+        attempt(seed)
+    except refusal as error:
+        return str(error)
+    return None

@@ -12,29 +12,9 @@ import main
 from conftest import save_photo
 from errors import OutputError
 from output_utilities import _JsonLines
-from program import command, contents, pngs, results, rows
+from program import command, contents, mount, pngs, results, rows
 
 resource = pytest.importorskip("resource", reason="Windows has no limits of file sizes")
-
-
-def mount(folder, options):
-    """Whether a disk in memory could be mounted, or given other options."""
-    arguments = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    return (
-        shutil.which("mount") is not None
-        and subprocess.run(arguments, capture_output=True, check=False).returncode == 0
-    )
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 600 kB; skips where this process may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not mount(folder, "size=600k"):
-        pytest.skip("may not mount a disk; the limit of file sizes stands in for a full one")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def assert_whole(output):

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import http.server
 import logging
-import shutil
 import socket
 import socketserver
 import struct
@@ -19,6 +18,7 @@ import checkpoint_utilities
 from checkpoint_utilities import PublicCheckpoint, find_checkpoint
 from config_utilities import PROGRAM_DIR
 from errors import CheckpointError
+from program import mount
 
 CONTENT = bytes(range(256)) * 1000
 HALF = len(CONTENT) // 2
@@ -222,26 +222,6 @@ def test_what_a_killed_download_left_is_no_model_and_is_cleared_away(server, tmp
     (tmp_path / "model.pt.0123.partial").write_bytes(CONTENT[:10])
     assert find(f"{server.url}/model.pt", tmp_path).read_bytes() == CONTENT
     assert names(tmp_path) == ["model.pt"]
-
-
-def mount(folder, options):
-    """Whether a disk in memory could be mounted, or given other options."""
-    arguments = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
-    return (
-        shutil.which("mount") is not None
-        and subprocess.run(arguments, capture_output=True, check=False).returncode == 0
-    )
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 128 kB; skips where this process may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not mount(folder, "size=128k"):
-        pytest.skip("may not mount a disk; the limit of file sizes stands in for a full one")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize(
