@@ -126,7 +126,7 @@ def many_photos(tmp_path):
     return save_photos(tmp_path / "many")
 
 
-def save_photos(folder, count=42):
+def save_photos(folder, count=30):
     """Saves photos of 400 x 300 in three folders."""
     for seed in range(count):
         save_photo(folder / f"{seed % 3}" / f"{seed:02}.jpg", 400, 300, seed)

@@ -1,11 +1,21 @@
 import io
 import logging
+import os
 
 import pytest
 from rich.console import Console
 
 import report_utilities
-from report_utilities import RunProgress, count_of, format_seconds, logging_to, print_facts, print_summary, printable
+from report_utilities import (
+    RunProgress,
+    SparableStream,
+    count_of,
+    format_seconds,
+    logging_to,
+    print_facts,
+    print_summary,
+    printable,
+)
 
 
 def make_console(**options):
@@ -105,3 +115,13 @@ def test_logging_ends_with_its_block(tmp_path):
         pass
     logger.info("afterwards")
     assert text(console) == ""
+
+
+def test_what_a_closed_pipe_should_have_got_goes_nowhere():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        stream = SparableStream(pipe)
+        for _ in range(3):
+            assert stream.write("a line\n") == 7
+            stream.flush()

@@ -99,9 +99,9 @@ def test_no_thread_is_left_when_a_run_ends(run, monkeypatch):
     assert threading.active_count() == before
 
 
-def test_photos_that_are_too_large_to_wait_together_pass_one_by_one(
+def test_photos_that_are_too_large_to_wait_together_pass_two_by_two(
     many_photos, run, tmp_path, monkeypatch, undisturbed
 ):
-    monkeypatch.setattr("device_utilities.select_pixels_at_once", lambda: 1)
+    monkeypatch.setattr("device_utilities.select_pixels_at_once", lambda: 300_000)  # two of them
     assert run(dataset=many_photos)[0] == 0
     assert results(tmp_path / "out") == undisturbed

@@ -37,7 +37,7 @@ def make_dataset(folder, damaged, large):
 
 
 def test_each_file_is_in_the_output_or_has_its_reason(tmp_path, soak, figure):
-    make_dataset(tmp_path / "photos", damaged=20_000 if soak else 120, large=8 if soak else 0)
+    make_dataset(tmp_path / "photos", damaged=20_000 if soak else 80, large=8 if soak else 0)
     files = len(list((tmp_path / "photos").iterdir()))
     arguments = command("-i", tmp_path / "photos", "-o", tmp_path / "out", "--micro", "--max-pixels", "200000000")
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
