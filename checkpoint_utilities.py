@@ -20,9 +20,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from errors import CheckpointError
+from lock_utilities import hold_lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,23 +176,13 @@ def _download_lock(path: Path) -> Iterator[None]:
 
     Parts are left by a run that was killed, and by torch's function itself where the disk is full.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        _LOGGER.warning("%s: another run is downloading it; waiting for its end", path)
-        lock.acquire()
-    except (OSError, NotImplementedError):  # a file system without locks; where nothing can be written, torch says so
-        yield
-        return
-    try:
+    waiting = functools.partial(_LOGGER.warning, "%s: another run is downloading it; waiting for its end", path)
+    with hold_lock(path.with_name(f".{path.name}.lock"), on_held=waiting):
         _clear_parts(path)
-        yield
-    finally:
-        _clear_parts(path)
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            Path(lock.lock_file).unlink()
-        lock.release()
+        try:
+            yield
+        finally:
+            _clear_parts(path)
 
 
 def _clear_parts(path: Path) -> None:
@@ -247,7 +236,6 @@ def read_weights(path: Path, *, kind: str, flag: str, under: str | None = None) 
     """
     import torch
 
-    remedy = f"fetch or make it again, or name another with {flag}"
     try:
         with path.open("rb") as file:
             problem = _not_a_checkpoint(file.read(64))
@@ -273,7 +261,7 @@ def read_weights(path: Path, *, kind: str, flag: str, under: str | None = None) 
         unknown = "Unsupported global" in str(error) or "Unsupported class" in str(error)
         harmful = "it holds Python objects beside weights, which could run code"
         reason = harmful if unknown else f"it is damaged ({type(error).__name__})"
-    raise CheckpointError(f"{path}: not {kind}: {reason}; {remedy}")
+    raise CheckpointError(f"{path}: not {kind}: {reason}; fetch or make it again, or name another with {flag}")
 
 
 class _NoWeightsError(Exception):

@@ -116,13 +116,14 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     began = time.monotonic()
     models = load_models(settings, machine)
     print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
+    most_pixels = select_pixels_at_once()
     output = OutputFolder(
         folders.output,
         _deciding_settings(settings, machine, models),
         items=settings.items,
         overwrite=settings.overwrite,
         threads=_threads(),
-        most_pixels=select_pixels_at_once(),
+        most_pixels=most_pixels,
         unknown=folders.unknown if settings.keep_unknown else None,
     )
     if output.done:
@@ -143,7 +144,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
                 batch_size=machine.batch_size,
                 threads=_threads(),
                 overlap=machine.overlaps and not measures_devices(),
-                most_pixels=select_pixels_at_once(),
+                most_pixels=most_pixels,
                 stopping=signals.stopping,
                 check=functools.partial(_check_surroundings, check_dataset, machine),
             )

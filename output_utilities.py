@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dataset_utilities import PhotoFile, alternative_name, copy_name
 from errors import OutputError, PhotoError
+from lock_utilities import hold_lock
 from mask_utilities import Region
 from photo_utilities import open_regular
 from pipeline_utilities import stage
@@ -87,39 +87,32 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
 def lock_output(output: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
 
-    The lock is the operating system's: a run that was killed holds none, whatever file it has left.
-
     Raises:
         OutputError: Another run has it, or the folder can't be written.
     """
     path = output / _LOCK
-    made = not output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(blocking=False)
-    except Timeout:
-        holder = _holder(path)
+
+    def refuse() -> None:
         raise OutputError(
-            f"--output {output}: {holder} is writing to it; wait for its end, or name another --output"
-        ) from None
-    except NotImplementedError:  # a network file system without locks
-        _LOGGER.warning("%s: can't be locked on this file system; let no other run write to it", output)
-        yield
-        return
-    except OSError as error:
-        raise _unwritable(output, error) from None
-    try:
+            f"--output {output}: {_holder(path)} is writing to it; wait for its end, or name another --output"
+        )
+
+    with contextlib.ExitStack() as stack:
+        try:
+            if not output.exists():
+                output.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, output)
+            stack.enter_context(hold_lock(path, on_held=refuse))
+        except OSError as error:
+            raise _unwritable(output, error) from None
         with contextlib.suppress(OSError):  # a full disk is told of by what needs it
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            path.unlink()
-        lock.release()
-        if made:
-            with contextlib.suppress(OSError):  # nothing was written
-                output.rmdir()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not
+        folder.rmdir()
 
 
 def _holder(path: Path) -> str:

@@ -1,4 +1,5 @@
 import os
+import re
 import sys
 import unicodedata
 
@@ -145,21 +146,20 @@ def test_a_subfolder_that_can_not_be_listed_is_reported_and_the_rest_is_found(tm
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "expected"),
+    ("source", "name", "pattern"),
     [
-        ("sub/a.JPG", "sub/a.png", "sub/a.JPG"),
-        ("car.webp", "car.webp.png", "car.webp.webp"),
+        ("sub/a.JPG", "sub/a.png", r"sub/a\.JPG"),
+        ("car.webp", "car.webp.png", r"car\.webp\.webp"),
         ("photo", "photo.png", "photo"),
         ("x." + "y" * 200, "x.png", "x"),
-        ("a" * 250 + ".jpeg", "a" * 251 + ".png", "a" * 241 + "-ba5b11ac.jpeg"),
+        ("a" * 250 + ".jpeg", "a" * 251 + ".png", r"a{241}-[0-9a-f]{8}\.jpeg"),
     ],
     ids=["a photo", "one of two", "no ending", "no ending, but a dot", "255 bytes"],
 )
-def test_a_copy_of_a_photo_keeps_its_ending(source, name, expected):
+def test_a_copy_of_a_photo_keeps_its_ending(source, name, pattern):
     copy = copy_name(PhotoFile(None, source, name))
+    assert re.fullmatch(pattern, copy)
     assert len(copy.encode()) <= 255
-    assert copy.partition("-")[0] == expected.partition("-")[0]
-    assert copy.rpartition(".")[2] == expected.rpartition(".")[2]
 
 
 def test_a_dataset_is_watched_for_being_another_folder(tmp_path):

@@ -1,12 +1,12 @@
 """Two runs on one output: the second is refused, and a dead one is no obstacle."""
 
+import errno
 import os
 import signal
 import sys
 
 import pytest
 
-import output_utilities
 from errors import OutputError
 from output_utilities import lock_output
 from program import start, wait_for_records
@@ -63,14 +63,28 @@ def test_a_lock_leaves_no_folder_that_nothing_was_written_to(tmp_path):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_without_locks_on_the_file_system_the_run_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(*_, **__):
-        raise NotImplementedError
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_without_locks_on_the_file_system_the_run_goes_on_with_a_warning(run, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(output_utilities.FileLock, "acquire", refuse)
-    with lock_output(tmp_path / "out"):
-        assert (tmp_path / "out").is_dir()
-    assert "can't be locked on this file system" in caplog.text
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert f"{tmp_path / 'out'}: can't be locked on this file system; let no other run write to it" in out
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
+def test_a_lock_that_fails_for_another_reason_stops_the_run(run, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
+    code, _, err = run()
+    assert (code, err.count("\n")) == (2, 1)
+    assert "can't be written: Input/output error" in err
+    monkeypatch.undo()
+    assert run()[0] == 0
 
 
 def test_two_outputs_are_written_side_by_side(many_photos, models, run, tmp_path):

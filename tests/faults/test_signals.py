@@ -68,6 +68,8 @@ def test_the_second_signal_costs_no_more_than_what_was_in_hand(many_photos, run,
     records = rows(tmp_path / "out" / "metadata.jsonl")
     assert [row["source"] for row in records] == list(chain(*seen))[: len(records)]
     assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in records)
+    assert run("--batch-size", "4", dataset=many_photos)[0] == 0
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 30
 
 
 def test_a_signal_while_the_models_load_leaves_nothing_behind(run, tmp_path, monkeypatch):
