@@ -19,6 +19,7 @@ import numpy as np
 
 from clip_utilities import ClipModel
 from config_utilities import Settings
+from console_utilities import RunProgress
 from dataset_utilities import PhotoFile
 from errors import NoSubjectError, NotAPhotoError, PhotoError
 from focus_utilities import Detection, Detector, Focus, centre_focus, choose_detection, detection_focus
@@ -39,7 +40,6 @@ from photo_limit_utilities import MAX_PIXELS
 from photo_utilities import OpenedPhoto
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
 from prompt_utilities import Label
-from report_utilities import RunProgress
 from sam_utilities import Sam2, Segmentation, predict_sam2, to_pixels
 
 if TYPE_CHECKING:

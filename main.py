@@ -5,7 +5,6 @@ python main.py --dataset-dir dataset_cars --output output
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -18,20 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from config_utilities import (
-    ClipView,
-    Compile,
-    Edges,
-    Precision,
-    Settings,
-    available_presets,
-    read_config,
-    read_settings,
-)
+from config_utilities import Settings, available_presets, read_config, read_settings
 from errors import ConfigError, OutputError, PromptError, UserError
-from prompt_utilities import DecisionRule, get_prompts
+from flag_utilities import parse_flags
+from prompt_utilities import get_prompts
+from signal_utilities import Signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,12 +90,12 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         console: Where to say it.
         signals: Which may end it early.
     """
+    from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary, printable
     from dataset_utilities import find_photos, watch_dataset
     from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads, select_pixels_at_once
     from flow_utilities import Flow
     from output_utilities import OutputFolder
     from pipeline_utilities import measures_devices, stage
-    from report_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary, printable
 
     _seed_everything(settings.seed)
     keep_freed_memory()
@@ -401,9 +393,9 @@ def dry_run(settings: Settings, console: Console) -> int:
     """Says what a run would do, without loading a model or writing a file."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
     from clip_utilities import tokenize
+    from console_utilities import count_of, print_facts
     from dataset_utilities import find_photos
     from photo_utilities import is_image
-    from report_utilities import count_of, print_facts
 
     folders, files = check_folders(settings)
     read_focus(settings)
@@ -455,151 +447,6 @@ def list_presets() -> int:
     return EXIT_COMPLETE
 
 
-def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns the flags that the command line gives, by the names of `Settings`, and nothing that it does not."""
-    return vars(build_parser().parse_args(arguments))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Returns the parser; a flag that is not given leaves no trace, so that config.json can speak."""
-    parser = _Parser(
-        prog="main.py",
-        description="Cuts the central subject out of every photo with SAM 2, paints the background white, lets CLIP "
-        "choose among the prompts of config.json, and writes the cut-outs to OUTPUT/<item>/.",
-        epilog="Exit code: 0 every photo written; 1 finished, but some photos failed or there were none; 2 could not "
-        "start, or not go on; 130 interrupted. The same command goes on where the last one stopped.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    default = Settings
-
-    flag = parser.add_argument_group("photos in, cut-outs out").add_argument
-    what = "folder of photos, read with its subfolders: JPEG, PNG, WebP, TIFF, AVIF, HEIC and others"
-    flag("--dataset-dir", "-i", metavar="DIR", help=f"{what} (default: {default.dataset_dir})")
-    what = "where the <item>/ folders go"
-    flag("--output", "--output-dir", "-o", metavar="DIR", help=f"{what} (default: {default.output})")
-    what = "prefixes, items and postfixes of the prompts, and any flag's value under its long name with underscores"
-    where = f"./{default.config}, else the one that comes with the program"
-    flag("--config", metavar="FILE", help=f"{what}; flags override it (default: {where})")
-    flag("--preset", metavar="NAME", help="in place of --config, lists for another kind of things; see --list-presets")
-    flag("--list-presets", action="store_true", help="show the presets with their items, and do nothing")
-    what = "white, transparent or #rrggbb; CLIP always sees the subject on white"
-    flag("--background", metavar="COLOUR", help=f"{what} (default: {default.background})")
-    flag("--no-sam", "-x", action="store_true", help="classify the whole photo and write it uncut")
-    flag("--limit", type=int, metavar="N", help="only the first N photos")
-    what = "photos of more pixels are failures, before they are decoded: a small file may ask for all memory"
-    flag("--max-pixels", type=int, metavar="N", help=f"{what} (default: {default.max_pixels})")
-    flag("--overwrite", action="store_true", help="delete what the last run wrote, and start over")
-    flag("--dry-run", action="store_true", help="show what would be done, and do nothing")
-
-    what = "the sample photos with the bundled micro models, to see what this is about"
-    flag("--demo", action="store_true", help=what)
-
-    flag = parser.add_argument_group("models and decisions").add_argument
-    what = "the two small models that come with the program: no download, for trying out, tests and plumbing"
-    flag("--micro", action="store_true", help=what)
-    what = "sam2.1_hiera_tiny, _small, _base_plus or _large, another name under checkpoints/, or a path to a .pt"
-    flag("--sam-model", "-s", metavar="MODEL", help=f"{what} (default: {default.sam_model})")
-    what = "architecture of a .pt whose name does not tell it, such as sam2.1_hiera_l"
-    flag("--sam-config", "-c", metavar="CONFIG", help=f"{what} (default: derived from the model's name)")
-    what = "a name of clip.available_models(), another under checkpoints/, or a path to a .pt"
-    flag("--clip-model", "-m", metavar="MODEL", help=f"{what} (default: {default.clip_model})")
-    what = "how far the two supporting points of pass 2 lie from the centre, as a fraction of the shorter side"
-    flag("--margin", "--mask-threshold", type=float, metavar="M", help=f"{what} (default: {default.margin})")
-    what = "top-prompt: the item of the best prompt; item-sum: probabilities summed per item; ensemble: mean text "
-    what += f"feature per item (default: {default.decision})"
-    flag("--decision", choices=get_args(DecisionRule), help=what)
-
-    _add_focus_flags(parser)
-    _add_mask_flags(parser)
-    _add_machine_flags(parser)
-
-    flag = parser.add_argument_group("what is shown").add_argument
-    what = "a line per photo, and an inspection picture in <output>-debug/: mask, points, cut-out, top items"
-    flag("--debug", "-d", action="store_true", help=what)
-    flag("--verbose", "-v", action="store_true", help="a line per photo and per skipped file")
-    flag("--quiet", action="store_true", help="errors only")
-    flag("--log", metavar="FILE", help="append everything to a plain-text log")
-    return parser
-
-
-def _add_focus_flags(parser: argparse.ArgumentParser) -> None:
-    default = Settings
-    flag = parser.add_argument_group("focus: where SAM 2 is pointed").add_argument
-    what = "center; X,Y as fractions of width and height, such as 0.4,0.6; FILE.csv with file_name,x,y and perhaps "
-    what += (
-        "x0,y0,x1,y1 of each photo, in pixels or fractions; grid: nine points are tried, the one with the best mask "
-    )
-    what += f"wins; detector: an object detector finds the subject (default: {default.focus})"
-    flag("--focus", metavar="FOCUS", help=what)
-    what = (
-        "of --focus detector: a model of torchvision.models.detection, downloaded on first use, or yolo:FILE.pt with "
-    )
-    flag("--detector", metavar="MODEL", help=f"{what}ultralytics installed (default: {default.detector})")
-    what = "what the detector may find, such as car,truck (default: focus_labels of the config, else anything)"
-    flag("--focus-labels", type=_labels, metavar="LABELS", help=what)
-    what = f"confidence from which a detection counts (default: {default.focus_threshold:g})"
-    flag("--focus-threshold", type=float, metavar="P", help=what)
-    what = "set photos aside that the detector finds nothing in, or the .csv leaves out, instead of taking the centre"
-    flag("--require-focus", action="store_true", help=what)
-    flag("--verify-focus", action="store_true", help="the detector must find the subject in the cut-out, too")
-    flag("--keep-unknown", action="store_true", help="copy the photos that are set aside to <output>-unknown/")
-
-
-def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
-    default = Settings
-    flag = parser.add_argument_group("masks and cut-outs").add_argument
-    what = "let GrabCut move the outlines to the photo's own edges (default: on with --micro, else off)"
-    flag("--refine", action=argparse.BooleanOptionalAction, help=what)
-    what = "fill holes and drop islands of at most this fraction of the subject (without a number: 0.02)"
-    flag("--clean-mask", type=float, nargs="?", const=0.02, metavar="F", help=f"{what} (default: off)")
-    what = "soft: the outline fades as SAM 2 is unsure of it, blended or in the alpha channel"
-    flag("--edges", choices=get_args(Edges), help=f"{what} (default: {default.edges})")
-    flag("--feather", type=float, metavar="PX", help="soften the outline by so many pixels (default: 0)")
-    flag("--crop", action="store_true", help="write only the part of the photo around the subject")
-    what = f"around it with --crop, as a fraction of its longer side (default: {default.padding:g})"
-    flag("--padding", type=float, metavar="F", help=what)
-    flag("--square", action="store_true", help="with --crop, a square, filled up with the background")
-    what = "what CLIP sees: the whole photo's central square, or the subject's box as a square"
-    flag("--clip-view", choices=get_args(ClipView), help=f"{what} (default: {default.clip_view})")
-    what = "flag masks below this fraction of the photo as small"
-    flag("--min-area", type=float, metavar="F", help=f"{what} (default: {default.min_area:g})")
-    what = "flag masks above it as large"
-    flag("--max-area", type=float, metavar="F", help=f"{what} (default: {default.max_area:g})")
-    flag("--strict", action="store_true", help="set flagged masks aside: small, large, or at all four borders")
-
-
-def _labels(text: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in text.split(","))
-
-
-def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    default = Settings
-    flag = parser.add_argument_group("machine").add_argument
-    what = "of SAM 2: cpu, cuda, cuda:1, mps (default: MPS, else CUDA, else CPU)"
-    flag("--device", "--force-device", "-f", metavar="DEVICE", help=what)
-    flag("--clip-device", metavar="DEVICE", help="of CLIP (default: CUDA, else CPU)")
-    what = f"auto is bf16 where the device has it in hardware, else fp32 (default: {default.precision})"
-    flag("--precision", choices=get_args(Precision), help=what)
-    what = "let torch compile SAM 2's encoder on CUDA first, half a minute that a long run wins back; auto does so then"
-    flag("--compile", choices=get_args(Compile), help=f"{what} (default: {default.compile})")
-    what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
-    flag("--batch-size", type=_batch_size, metavar="N", help=what)
-    flag("--seed", "-S", type=int, metavar="N", help=f"for numpy and torch (default: {default.seed})")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-
-def _batch_size(text: str) -> int | str:
-    try:
-        return text if text == "auto" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number or auto") from None
-
-
 @dataclass(frozen=True)
 class Folders:
     """Where the photos are, and where files are written."""
@@ -629,7 +476,7 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
 
 
 def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
-    from report_utilities import count_of
+    from console_utilities import count_of
 
     sam2 = f"{settings.sam_model} on {machine.device}, {machine.precision}"
     return {
@@ -723,7 +570,7 @@ def _threads() -> int:
 def _console(settings: Settings) -> Iterator[Console]:
     from rich.console import Console
 
-    from report_utilities import SparableStream, logging_to
+    from console_utilities import SparableStream, logging_to
 
     if settings.log and Path(settings.output).resolve() in Path(settings.log).resolve().parents:
         raise ConfigError(f"--log {settings.log}: lies in the output, where readers expect photos; put it elsewhere")
@@ -733,62 +580,13 @@ def _console(settings: Settings) -> Iterator[Console]:
         yield console
 
 
-class Signals:
-    """What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do; a context manager.
-
-    Inside `stop_gently` the first one only asks the run to stop, which then finishes what it has begun: nothing is cut
-    off in the middle of its bookkeeping. Elsewhere, and from the second one on, they raise KeyboardInterrupt.
-
-    Attributes:
-        number: Of the first signal that came; 0 before it.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._gently = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        handled = [signal.SIGINT, signal.SIGTERM]
-        hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
-        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # nohup ignores it
-            handled.append(hang_up)
-        self._before = {number: signal.signal(number, self._handle) for number in handled}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def stopping(self) -> bool:
-        """Whether the run is to end."""
-        return self.number > 0
-
-    @contextlib.contextmanager
-    def stop_gently(self) -> Iterator[None]:
-        """Lets the first signal in the block ask, not interrupt."""
-        self._gently = True
-        try:
-            yield
-        finally:
-            self._gently = False
-
-    def _handle(self, number: int, _: object) -> None:
-        first = not self.stopping()
-        self.number = self.number or number
-        if not (first and self._gently):
-            raise KeyboardInterrupt
-        with contextlib.suppress(OSError):  # not by print: the signal may have come in the middle of one
-            os.write(2, b"\nmain.py: stopping after the photos in hand; the same signal again stops at once\n")
-
-
 def _say_no_photos(settings: Settings) -> int:
     _say_error(f"{settings.dataset_dir}: no photos in it; name your folder with --dataset-dir")
     return EXIT_INCOMPLETE
 
 
 def _say_error(message: str) -> None:
-    from report_utilities import SparableStream, printable
+    from console_utilities import SparableStream, printable
 
     print(f"main.py: {printable(message)}", file=SparableStream(sys.stderr), flush=True)
 

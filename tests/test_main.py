@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import checkpoint_utilities
+import flag_utilities
 import flow_utilities
 import focus_utilities
 import main
@@ -349,8 +350,8 @@ def test_an_output_around_the_dataset_is_refused(run, photos):
 
 
 def test_flags_leave_no_trace_when_they_are_not_given():
-    assert main.parse_flags([]) == {}
-    assert main.parse_flags(["-x", "--mask-threshold", "0.1", "-f", "cpu"]) == {
+    assert flag_utilities.parse_flags([]) == {}
+    assert flag_utilities.parse_flags(["-x", "--mask-threshold", "0.1", "-f", "cpu"]) == {
         "no_sam": True,
         "margin": 0.1,
         "device": "cpu",
@@ -358,7 +359,7 @@ def test_flags_leave_no_trace_when_they_are_not_given():
 
 
 def test_every_flag_is_a_setting_and_every_setting_has_a_flag():
-    flags = {action.dest for action in main.build_parser()._actions} - {"help"}
+    flags = {action.dest for action in flag_utilities.build_parser()._actions} - {"help"}
     assert flags == set(vars(Settings())) - {"prefixes", "items", "postfixes"}
 
 

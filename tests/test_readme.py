@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 
-import main
+import flag_utilities
 from config_utilities import PROGRAM_DIR, Settings, read_config
 from conftest import make_image
 from output_utilities import photo_record
@@ -22,7 +22,7 @@ def indented_block(beginning):
 def test_the_flag_table_equals_the_parser():
     table = re.findall(r"^\| ((?:`-[^|]+`)+) \| ([^|]+) \|", README, flags=re.MULTILINE)
     in_readme = {tuple(re.findall(r"`([^`]+)`", flags)): default for flags, default in table}
-    actions = [action for action in main.build_parser()._actions if action.dest != "help"]
+    actions = [action for action in flag_utilities.build_parser()._actions if action.dest != "help"]
     assert set(in_readme) == {tuple(action.option_strings) for action in actions}
     for action in actions:
         default = getattr(Settings, action.dest)

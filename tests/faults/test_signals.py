@@ -8,6 +8,7 @@ import pytest
 
 import flow_utilities
 import main
+import signal_utilities
 from program import pngs, results, rows, start, wait_for_records
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
@@ -88,7 +89,7 @@ def test_signals_are_as_before_when_the_program_is_done(run):
 def test_nohup_is_respected(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with main.Signals():
+        with signal_utilities.Signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -4,9 +4,9 @@ import json
 
 import yaml
 
+from console_utilities import printable
 from output_utilities import OutputFolder
 from program import rows
-from report_utilities import printable
 
 
 def card(tmp_path, *items):

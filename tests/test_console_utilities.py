@@ -5,8 +5,8 @@ import os
 import pytest
 from rich.console import Console
 
-import report_utilities
-from report_utilities import (
+import console_utilities
+from console_utilities import (
     RunProgress,
     SparableStream,
     count_of,
@@ -75,7 +75,7 @@ def test_a_run_that_did_nothing_divides_by_nothing():
 
 def test_progress_is_plain_lines_where_the_output_is_no_terminal(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(report_utilities.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console_utilities.time, "monotonic", lambda: now[0])
     console = make_console()
     with RunProgress(console, total=20) as progress:
         for _ in range(4):

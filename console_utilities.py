@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: console, log, progress and the final table."""
+"""What the user sees on the terminal while a run goes on: console, log, progress and the final table."""
 
 from __future__ import annotations
 
