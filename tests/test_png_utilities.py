@@ -10,7 +10,7 @@ from PIL import Image
 import png_utilities
 from conftest import make_image
 from mask_utilities import cut_out
-from png_utilities import encode_png
+from png_utilities import encode_png, read_mask
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,3 +44,46 @@ def test_files_are_about_as_large_as_pillows_of_level_1():
     Image.fromarray(image, "RGBA").save(pillows, "PNG", compress_level=1)
 
     assert len(encode_png(image)) < 1.1 * len(pillows.getvalue())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_a_mask_of_another_size_travels_with_the_pixels(tmp_path_factory, height, width, seed):
+    rng = np.random.default_rng(seed)
+    image, mask = rng.integers(0, 256, (9, 7, 4), dtype=np.uint8), rng.random((height, width)) < rng.random()
+    path = tmp_path_factory.mktemp("png") / "a.png"
+    path.write_bytes(encode_png(image, mask))
+
+    np.testing.assert_array_equal(read_mask(path), mask)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(np.asarray(opened), image)
+    np.testing.assert_array_equal(cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA), image)
+
+
+def test_other_pngs_have_no_mask(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
+    assert read_mask(tmp_path / "a.png") is None
+
+
+def test_a_mask_costs_little(tmp_path):
+    rows, columns = np.mgrid[:1200, :1800]
+    mask = ((rows - 600) / 400) ** 2 + ((columns - 900) / 600) ** 2 < 1
+    image = np.zeros((1, 1, 3), np.uint8)
+    assert len(encode_png(image, mask)) - len(encode_png(image)) < 6000
+
+
+@pytest.mark.parametrize("flipped", range(40))
+def test_a_damaged_mask_is_noticed(tmp_path, flipped):
+    data = bytearray(encode_png(np.zeros((4, 4, 3), np.uint8), np.tri(30, dtype=bool)))
+    at = data.index(b"maSK") + 4 + flipped
+    data[at] ^= 1 << flipped % 8
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match="mask"):
+        read_mask(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\x09IHDR"])
+def test_what_is_no_png_is_said_to_be_none(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match="PNG"):
+        read_mask(tmp_path / "a.png")
