@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings, console: Console, signals: Signals) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
-    from output_utilities import clear_temporaries, lock_output
+    from output_utilities import lock_output
+    from record_utilities import clear_temporaries
 
     folders, files = check_folders(settings)
     with lock_output(folders.output):
@@ -336,7 +337,7 @@ def load_models(settings: Settings, machine: Machine) -> Models:
 
 def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
     """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
-    from output_utilities import photo_record, write_atomically
+    from record_utilities import photo_record, write_atomically
 
     label, segmentation = photo.label, photo.segmentation
     record = photo_record(

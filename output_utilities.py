@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import logging
 import math
 import os
-import re
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from card_utilities import write_cards
 from dataset_utilities import PhotoFile, alternative_name, copy_name
 from errors import OutputError, PhotoError
+from feature_utilities import FEATURES, FeatureFile
 from lock_utilities import hold_lock
-from mask_utilities import Region
 from photo_utilities import open_regular
 from pipeline_utilities import stage
 from png_utilities import encode_png
-from prompt_utilities import Label
-from sam_utilities import Segmentation
+from record_utilities import (
+    CARD,
+    FAILURE_TYPES,
+    FAILURES,
+    METADATA,
+    MOVED,
+    REVIEW,
+    RUN,
+    TEMPORARY,
+    AppendedFile,
+    Places,
+    Thresholds,
+    count_pixels,
+    read_lines,
+    read_records,
+    review_flags,
+    stopped,
+    to_line,
+    write_atomically,
+    write_records,
+)
+from revision_utilities import REVISIONS, finish_revision
 
 _LOGGER = logging.getLogger("sam2vit")
 
-METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
 _LOCK = ".lock"  # only while a run is writing
-# What a resumed run reads of a row; a row without it, or with something else there, is not ours.
-_RECORD_TYPES = {"file_name": str, "label": str, "source": str, "item_probability": (int, float)}
-_FAILURE_TYPES = {"source": str, "reason": str, "stage": str}
-MOVED = "moved by hand"  # the flag of a record whose cut-out a user has put into another item's folder
-_TEMPORARY = re.compile(r"\.tmp-\d+-\d+")
-_SERIAL = itertools.count()
 
 # What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -60,7 +73,7 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
 
     Raises:
         OutputError: One of them is the dataset or contains it, or the output is no folder, can't be read or holds
-            files of another origin.
+            files of another origin, or its review folder does.
     """
     photos = dataset_dir.resolve()
     for folder in (output, *side_folders):
@@ -68,19 +81,32 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
             relation = "is" if folder.resolve() == photos else "contains"
             what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
             raise OutputError(f"{what}: {relation} the dataset {dataset_dir}; name another --output")
-    try:
-        strangers = sorted(
-            path.name for path in output.iterdir() if path.name != _LOCK and not _TEMPORARY.fullmatch(path.name)
-        )
-    except FileNotFoundError:
+    names = _names(output)
+    if RUN in names:
         return
-    except OSError as error:
-        raise OutputError(f"--output {output}: {error.strerror}; name a folder of your own") from None
-    if strangers and RUN not in strangers:
+    if names:
         raise OutputError(
-            f"--output {output}: holds files that are not of a sam2vit run, such as {strangers[0]!r}; "
+            f"--output {output}: holds files that are not of a sam2vit run, such as {names[0]!r}; "
             "name a new or empty folder"
         )
+    review = sibling(output, "review")
+    if _names(review):
+        raise OutputError(
+            f"--output {output}: is new, but {review} beside it holds {_names(review)[0]!r}; move that away, or name "
+            "another --output"
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns the names in a folder, but for those that runs have only meanwhile; none where it is missing."""
+    try:
+        return sorted(
+            path.name for path in folder.iterdir() if path.name != _LOCK and not TEMPORARY.fullmatch(path.name)
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"--output {folder}: {error.strerror}; name a folder of your own") from None
 
 
 @contextlib.contextmanager
@@ -129,19 +155,22 @@ def _unwritable(output: Path, error: OSError) -> OutputError:
     )
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there."""
-    for each, _, files in os.walk(folder):
-        for file in filter(_TEMPORARY.fullmatch, files):
-            with contextlib.suppress(OSError):  # they are in nobody's way
-                Path(each, file).unlink()
+@dataclass
+class _Pending:
+    """A cut-out that a thread writes, and what is recorded once it is in place."""
+
+    written: Future[None]
+    photo: PhotoFile
+    row: dict[str, Any]
+    features: np.ndarray | None
 
 
 class OutputFolder:
     """A run's output folder: what is done, and the writing of what is not.
 
     PNGs are encoded by threads. A photo's record goes into metadata.jsonl once its PNG is in place, in the order
-    of `write` calls. Every file appears under its final name only when it is whole.
+    of `write` calls. Every file appears under its final name only when it is whole. What is too doubtful goes to the
+    review folder beside it, which has a metadata.jsonl of its own: readers of the output do not meet it.
 
     Args:
         output: The folder; created when missing. See `check_output`.
@@ -151,6 +180,14 @@ class OutputFolder:
         threads: How many PNGs are encoded at once.
         most_pixels: So many pixels may wait to be written; a larger photo is alone.
         unknown: Where photos are copied to that are set aside; nowhere where None.
+        thresholds: What is too doubtful for its item's folder; nothing where None.
+
+    Attributes:
+        path: The output folder.
+        places: It, and the review folder.
+        counts: Photos per item, those of earlier runs included, and those in review not.
+        in_review: As `counts`, those in review.
+        skipped: Files of this run that hold no image.
 
     Raises:
         OutputError: The folder can't be written, or was made with other settings.
@@ -166,15 +203,19 @@ class OutputFolder:
         threads: int = 2,
         most_pixels: float = math.inf,
         unknown: Path | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self.path = output
-        self.counts: Counter[str] = Counter()  # photos per item, those of earlier runs included
-        self.skipped = 0  # files of this run that hold no image
+        self.places = Places(output, sibling(output, "review"))
+        self.counts: Counter[str] = Counter()
+        self.in_review: Counter[str] = Counter()
+        self.skipped = 0
+        self._thresholds = thresholds or Thresholds()
         self._items = tuple(items)
         self._unknown = unknown
         self._failed_now: set[str] = set()
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
-        self._pending: deque[tuple[Future[None], PhotoFile, dict[str, Any]]] = deque()
+        self._pending: deque[_Pending] = deque()
         self._most_pending = 2 * threads  # full-size photos, so no more than keeps the threads busy
         self._most_pixels = most_pixels
         try:
@@ -184,10 +225,12 @@ class OutputFolder:
             else:
                 _refuse_other_settings(output / RUN, run_settings)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
+            finish_revision(self.places)
             self._orphans = self._take_stock()
-            self._write_card()
-            self._metadata = _JsonLines(output / METADATA)
-            self._failures_file = _JsonLines(output / FAILURES)
+            self._write_cards()
+            self._metadata = {output: AppendedFile(output / METADATA)}
+            self._failures_file = AppendedFile(output / FAILURES)
+            self._features = FeatureFile(output)
         except OSError as error:
             raise _unwritable(output, error) from None
         self._pool = ThreadPoolExecutor(threads)
@@ -210,25 +253,37 @@ class OutputFolder:
         """Whether the photo's cut-out and record are in place."""
         return photo.source in self._done
 
-    def write(self, photo: PhotoFile, draw: Callable[[], np.ndarray], record: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        photo: PhotoFile,
+        draw: Callable[[], np.ndarray],
+        record: Mapping[str, Any],
+        *,
+        mask: np.ndarray | None = None,
+        features: np.ndarray | None = None,
+    ) -> None:
         """Begins to write a cut-out to `<item>/<name>.png`; waits where the writers are far behind.
 
         Args:
             photo: The photo.
             draw: Makes the cut-out, (H, W, 4) uint8 RGBA, in a writer's thread.
             record: What metadata.jsonl will say, but for file_name and source; `label` is the item.
+            mask: (H, W) bool, the photo's mask, which the PNG keeps; see `png_utilities`.
+            features: (D,) the image features, which the output keeps; see `feature_utilities`.
 
         Raises:
             OutputError: An earlier PNG or record could not be written, for a reason that all share.
         """
         file_name = self._file_name(photo, record["label"])
         row = {"file_name": file_name, "label": record["label"], "source": photo.source, **record}
-        self._pending.append((self._pool.submit(_draw_and_write, self.path / file_name, draw), photo, row))
-        while self._pending and (self._pending[0][0].done() or self._is_behind()):
+        row["flags"] = review_flags(row, self._thresholds)
+        written = self._pool.submit(_draw_and_write, self.places.png(row), draw, mask)
+        self._pending.append(_Pending(written, photo, row, features))
+        while self._pending and (self._pending[0].written.done() or self._is_behind()):
             self._record_first()
 
     def _is_behind(self) -> bool:
-        pixels = sum(_count_pixels(row) for _, _, row in self._pending)
+        pixels = sum(count_pixels(each.row) for each in self._pending)
         return len(self._pending) > self._most_pending or (len(self._pending) > 1 and pixels > self._most_pixels)
 
     def fail(self, source: str, reason: str, *, stage: str) -> None:
@@ -236,7 +291,7 @@ class OutputFolder:
         failure = {"source": source, "reason": reason, "stage": stage}
         self._failures[source] = failure
         self._failed_now.add(source)
-        self._failures_file.append(failure)
+        self._failures_file.append(to_line(failure))
 
     def set_aside(self, photo: PhotoFile) -> None:
         """Copies a photo to the folder of those without a subject, where there is to be one; see `fail`, too."""
@@ -261,10 +316,9 @@ class OutputFolder:
         self._failures = {source: row for source, row in self._failures.items() if source in self._failed_now}
         if self._orphans:
             _LOGGER.warning(
-                "%s: %d PNGs are in no record, such as %s; delete them, or readers of the folder count them in",
-                self.path,
+                "%d PNGs are in no record, such as %s; delete them, or readers of the folder count them in",
                 len(self._orphans),
-                min(self._orphans),
+                min(folder / file for folder, file in self._orphans),
             )
 
     def __enter__(self) -> OutputFolder:
@@ -277,7 +331,7 @@ class OutputFolder:
         """
         try:
             if error_type is not None:
-                self._pending = deque(entry for entry in self._pending if not entry[0].cancel())
+                self._pending = deque(entry for entry in self._pending if not entry.written.cancel())
             self._finish_writing()
         except OutputError:
             if error_type is None or issubclass(error_type, KeyboardInterrupt):
@@ -285,21 +339,22 @@ class OutputFolder:
             _LOGGER.debug("closing the output failed, too", exc_info=True)
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
-            for _, _, row in self._pending:  # where records can't be written
-                self._unlink(row)
-            self._metadata.close()
-            self._failures_file.close()
+            for entry in self._pending:  # where records can't be written
+                self._unlink(entry.row)
+            for file in (*self._metadata.values(), self._failures_file, self._features):
+                file.close()
 
     def _finish_writing(self) -> None:
         while self._pending:
             self._record_first()
-        self._metadata.sync()
+        for file in (self._features, *self._metadata.values()):
+            file.sync()
         self._failures_file.close()  # before it is replaced: Windows does not rename onto an open file
         try:
             self._write_failures()
-            self._write_card()
+            self._write_cards()
         except OSError as error:
-            raise _stopped(self.path, error) from None
+            raise stopped(self.path, error) from None
 
     def _file_name(self, photo: PhotoFile, item: str) -> str:
         """Returns the path of a cut-out in the output; clears away what an interrupted run left under its name."""
@@ -312,21 +367,23 @@ class OutputFolder:
 
     def _clear_orphans(self, photo: PhotoFile) -> None:
         names = (photo.name, alternative_name(photo))
-        for other in self._orphans.intersection(f"{item}/{name}" for item in self._items for name in names):
-            _LOGGER.info("%s: had no record, its photo is done again", other)
+        files = [f"{item}/{name}" for item in self._items for name in names]
+        for folder, file in self._orphans.intersection((folder, file) for folder in self.places for file in files):
+            _LOGGER.info("%s: had no record, its photo is done again", file)
             try:
-                (self.path / other).unlink(missing_ok=True)
+                (folder / file).unlink(missing_ok=True)
             except OSError as error:
-                raise _stopped(self.path / other, error) from None
-            self._orphans.discard(other)
+                raise stopped(folder / file, error) from None
+            self._orphans.discard((folder, file))
 
     def _record_first(self) -> None:
-        future, photo, row = self._pending[0]
-        error = future.exception()  # waits; an interrupt meanwhile leaves the entry for `__exit__`
+        entry = self._pending[0]
+        photo, row = entry.photo, entry.row
+        error = entry.written.exception()  # waits; an interrupt meanwhile leaves the entry for `__exit__`
         self._pending.popleft()
         if isinstance(error, OSError):
             if error.errno in _FATAL:
-                raise _stopped(self.path / row["file_name"], error)
+                raise stopped(self.places.png(row), error)
             self.fail(photo.source, f"can't be written: {error.strerror or error}", stage="write")
             return
         if isinstance(error, Exception):  # whatever drawing one photo raises is that photo's reason
@@ -336,222 +393,132 @@ class OutputFolder:
         if error is not None:
             raise error
         try:
-            self._metadata.append(row)
+            if entry.features is not None:  # before the record: what is recorded has its features
+                self._features.append(photo.source, entry.features)
+            self._metadata_of(row).append(to_line(row))
         except OutputError:
             self._unlink(row)
             raise
         self._count(row)
         self._failures.pop(photo.source, None)
 
+    def _metadata_of(self, row: Mapping[str, Any]) -> AppendedFile:
+        """Returns the file that a record belongs into; that of the review folder is made when it is needed."""
+        folder = self.places.of(row)
+        if folder not in self._metadata:
+            try:
+                self._metadata[folder] = AppendedFile(folder / METADATA)
+            except OSError as error:
+                raise stopped(folder / METADATA, error) from None
+        return self._metadata[folder]
+
     def _unlink(self, row: Mapping[str, Any]) -> None:
         """Deletes a PNG that gets no record, where the disk lets it; else a later run does."""
         with contextlib.suppress(OSError):
-            (self.path / row["file_name"]).unlink(missing_ok=True)
+            self.places.png(row).unlink(missing_ok=True)
 
     def _count(self, row: Mapping[str, Any]) -> None:
+        if REVIEW in row["flags"]:
+            self.in_review[row["label"]] += 1
+            return
         self.counts[row["label"]] += 1
         self._probabilities[row["label"]] += row["item_probability"]
 
-    def _take_stock(self) -> set[str]:
-        """Reads what earlier runs have done, mends what an interruption left, and returns PNGs without a record."""
-        found = self._find_pngs()
+    def _take_stock(self) -> set[tuple[Path, str]]:
+        """Reads what earlier runs have done, mends what an interruption left, and returns PNGs without a record.
+
+        These, as (folder, path in it).
+        """
+        found = {(folder, file) for folder in self.places for file in _find_pngs(folder)}
         records = self._read_records(found)
         self._done = set(records)
         self._taken = {row["file_name"] for row in records.values()}
         for row in records.values():
             self._count(row)
-        failures, _ = _read_lines(self.path / FAILURES, _FAILURE_TYPES)
+        failures, _ = read_lines(self.path / FAILURES, FAILURE_TYPES)
         self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
         self._write_failures()
-        return found - self._taken
+        return found - {(self.places.of(row), row["file_name"]) for row in records.values()}
 
-    def _find_pngs(self) -> set[str]:
-        """Returns the PNGs of the output, relative to it, and deletes temporary files of runs that were killed."""
-        found: set[str] = set()
-        for folder, _, files in os.walk(self.path):
-            for file in files:
-                path = Path(folder, file)
-                if _TEMPORARY.fullmatch(file):
-                    path.unlink(missing_ok=True)
-                elif file.endswith(".png"):
-                    found.add(path.relative_to(self.path).as_posix())
-        return found
-
-    def _read_records(self, found: set[str]) -> dict[str, dict[str, Any]]:
-        """Returns the records whose PNG is there, by source, and lets metadata.jsonl hold just these."""
-        rows, intact = _read_lines(self.path / METADATA, _RECORD_TYPES)
+    def _read_records(self, found: set[tuple[Path, str]]) -> dict[str, dict[str, Any]]:
+        """Returns the records whose PNG is there, by source, and lets the files hold just these."""
+        files = {folder: read_records(folder) for folder in self.places}
         records: dict[str, dict[str, Any]] = {}
         moved = 0
-        for row in rows:
-            item = row["label"] if row["file_name"] in found else self._moved_to(row, found)
-            if item is None:
-                continue
-            if item != row["label"]:
-                moved += 1
-                row.update(file_name=f"{item}/{row['file_name'].partition('/')[2]}", label=item)
-                row["flags"] = [*row.get("flags", []), MOVED]
-            records[row["source"]] = row
+        for folder, (rows, _) in files.items():
+            for row in rows:
+                settled = self._settle(row, folder, found)
+                if settled is not None:
+                    moved += settled is not row
+                    records[row["source"]] = settled
         if moved:
             _LOGGER.warning("%s: %d cut-outs were moved to another item by hand; that stands", self.path, moved)
-        if moved or not intact or len(records) < len(rows):
-            write_atomically(self.path / METADATA, b"".join(map(_to_line, records.values())))
+        for folder, (rows, intact) in files.items():
+            now = [row for row in records.values() if self.places.of(row) == folder]
+            if now != rows or not intact:
+                write_records(folder, now)
         return records
 
-    def _moved_to(self, row: Mapping[str, Any], found: set[str]) -> str | None:
-        """Returns the item to whose folder a user has moved a cut-out; None where it is gone."""
+    def _settle(self, row: dict[str, Any], folder: Path, found: set[tuple[Path, str]]) -> dict[str, Any] | None:
+        """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
+        if (folder, row["file_name"]) in found and self.places.of(row) == folder:
+            return row
         name = row["file_name"].partition("/")[2]
-        places = [item for item in self._items if f"{item}/{name}" in found]
-        return places[0] if len(places) == 1 else None
+        files = [(place, f"{item}/{name}") for place in self.places for item in self._items]
+        there = [each for each in files if each in found]
+        if len(there) != 1:
+            return None
+        [(place, file_name)] = there
+        flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
+        return {
+            **row,
+            "file_name": file_name,
+            "label": file_name.partition("/")[0],
+            "label_source": "human",
+            "flags": [*flags, MOVED, *([REVIEW] if place == self.places.review else [])],
+        }
 
     def _write_failures(self) -> None:
         rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
-        write_atomically(self.path / FAILURES, b"".join(map(_to_line, rows)))
+        write_atomically(self.path / FAILURES, b"".join(map(to_line, rows)))
 
-    def _write_card(self) -> None:
-        write_atomically(self.path / CARD, _dataset_card(self.counts).encode())
+    def _write_cards(self) -> None:
+        write_cards(self.places, self.counts, self.in_review)
 
     def _delete_earlier_run(self) -> None:
         """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then.
 
         Its settings stay, by which the folder is known as one of this program, until those of this run replace them.
         """
-        rows, _ = _read_lines(self.path / METADATA, _RECORD_TYPES)
-        for row in rows:
-            path = self.path / row["file_name"]
-            if path.resolve().is_relative_to(self.path.resolve()):  # whatever a hand has written there
+        for folder in self.places:
+            rows, _ = read_records(folder)
+            for row in rows:
+                path = folder / row["file_name"]
+                if path.resolve().is_relative_to(folder.resolve()):  # whatever a hand has written there
+                    path.unlink(missing_ok=True)
+            for name in (METADATA, FAILURES, CARD, REVISIONS, FEATURES):
+                (folder / name).unlink(missing_ok=True)
+            for each, _, _ in os.walk(folder, topdown=False):
+                if Path(each) != self.path and not any(Path(each).iterdir()):
+                    Path(each).rmdir()
+
+
+def _find_pngs(folder: Path) -> set[str]:
+    """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed."""
+    found: set[str] = set()
+    for each, _, files in os.walk(folder):
+        for file in files:
+            path = Path(each, file)
+            if TEMPORARY.fullmatch(file):
                 path.unlink(missing_ok=True)
-        for name in (METADATA, FAILURES, CARD):
-            (self.path / name).unlink(missing_ok=True)
-        for folder, _, _ in os.walk(self.path, topdown=False):
-            if Path(folder) != self.path and not any(Path(folder).iterdir()):
-                Path(folder).rmdir()
+            elif file.endswith(".png"):
+                found.add(path.relative_to(folder).as_posix())
+    return found
 
 
-def photo_record(
-    label: Label,
-    segmentation: Segmentation | None,
-    region: Region | None,
-    shape_hwc: tuple[int, ...],
-    *,
-    seconds: float,
-    flags: Sequence[str] = (),
-    crop: tuple[int, int, int, int] | None = None,
-) -> dict[str, Any]:
-    """Returns what metadata.jsonl says of a photo, but for its names.
-
-    Args:
-        label: What CLIP says.
-        segmentation: What SAM 2 says; None where the photo was not cut.
-        region: What can be said of its mask; None where the photo was not cut.
-        shape_hwc: Of the photo.
-        seconds: The models' time for its batch, divided by the photos in it.
-        flags: What is doubtful about it.
-        crop: The part (x0, y0, x1, y1) of the photo that its cut-out shows; None where that is all of it.
-    """
-    focus = None if segmentation is None else segmentation.focus
-    confidence = None if focus is None else focus.confidence
-    return {
-        "label": label.item,
-        "prompt": label.prompt,
-        "probability": round(label.probability, 6),
-        "item_probability": round(label.item_probability, 6),
-        "runner_up": label.runner_up,
-        "margin": round(label.margin, 6),
-        "mask_score": None if segmentation is None else round(segmentation.score, 6),
-        "mask_area": None if region is None else round(region.area, 6),
-        "box": None if region is None else region.box,
-        "points": None if segmentation is None else segmentation.points.tolist(),
-        "focus": None if focus is None else focus.by,
-        "focus_label": None if focus is None else focus.label,
-        "focus_confidence": None if confidence is None else round(confidence, 6),
-        "focus_box": None if focus is None or focus.box is None else [round(each, 1) for each in focus.box],
-        "crop": crop,
-        "width": shape_hwc[1],
-        "height": shape_hwc[0],
-        "flags": list(flags),
-        "seconds": round(seconds, 4),
-    }
-
-
-def _count_pixels(row: Mapping[str, Any]) -> int:
-    """Returns the pixels of a photo or of its cut-out, whichever has more: a square one reaches beyond the photo."""
-    x0, y0, x1, y1 = row["crop"] or (0, 0, 0, 0)
-    return max(row["width"] * row["height"], (x1 - x0) * (y1 - y0))
-
-
-def _draw_and_write(path: Path, draw: Callable[[], np.ndarray]) -> None:
+def _draw_and_write(path: Path, draw: Callable[[], np.ndarray], mask: np.ndarray | None) -> None:
     with stage("PNG"):
-        write_atomically(path, encode_png(draw()))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all, even where the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or the name may reach the disk before the contents
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-class _JsonLines:
-    """A JSONL file that rows are appended to, each whole or not at all.
-
-    Raises:
-        OSError: The file can't be opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Without a buffer, whose rest would be tried again when the file is closed.
-        self._file = path.open("ab", buffering=0)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Appends a row.
-
-        Raises:
-            OutputError: It can't be written, or the file is no longer there.
-        """
-        size = self._file.seek(0, os.SEEK_END)
-        left = memoryview(_to_line(row))
-        try:
-            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            while left:  # a disk with little room takes a part, and refuses the rest
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(size)
-            raise _stopped(self._path, error) from None
-
-    def sync(self) -> None:
-        """Waits until the rows are on the disk.
-
-        Raises:
-            OutputError: They can't be brought there.
-        """
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _stopped(self._path, error) from None
-
-    def close(self) -> None:
-        """Closes the file, where it is open."""
-        self._file.close()
-
-
-def _stopped(path: Path, error: OSError) -> OutputError:
-    reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
-    return OutputError(
-        f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
-        "mend that, and the same command goes on from there: what was finished is kept"
-    )
+        write_atomically(path, encode_png(draw(), mask))
 
 
 def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
@@ -576,66 +543,3 @@ def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
 def _brief(value: Any, limit: int = 60) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def _read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
-    """Returns the rows of a JSONL file that have these keys and types, and whether that is the whole file.
-
-    A torn last line, the mark of a kill or a power cut, is left out.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], True
-    rows = []
-    lines = data.splitlines()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
-            rows.append(row)
-    return rows, len(rows) == len(lines) and data.endswith(b"\n")
-
-
-def _to_line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode(
-        errors="replace"
-    )  # halves of surrogate pairs are no UTF-8
-
-
-def _as_markdown(text: str) -> str:
-    """Returns a text so that Markdown and the HTML made of it show it as it is."""
-    return re.sub(r"([\\`*_\[\]<>&|~])", r"\\\1", text)
-
-
-def _dataset_card(counts: Mapping[str, int]) -> str:
-    """Returns the README.md that makes Hugging Face `datasets` load exactly the recorded photos.
-
-    Without explicit `configs` its loader guesses splits from names: a class called `train` or a file called
-    IMG_test-1.png would become the whole dataset.
-    """
-    rows: Iterable[str] = (f"| {_as_markdown(item)} | {count} |" for item, count in sorted(counts.items()))
-    table = "\n".join(rows)
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path:
-    - {METADATA}
-    - "**/*.png"
-task_categories:
-- image-classification
----
-# Cut-outs by item
-
-Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP. One folder per item;
-`{METADATA}` says of each picture where it comes from and how sure the models were, `{FAILURES}` lists the photos
-that could not be done.
-
-| item | photos |
-| --- | --- |
-{table}
-"""

@@ -13,12 +13,12 @@ import output_utilities
 from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
-from focus_utilities import Focus
-from mask_utilities import Region, cut_out
-from output_utilities import OutputFolder, check_output, photo_record, sibling, write_atomically
-from png_utilities import encode_png
+from feature_utilities import read_features
+from mask_utilities import cut_out
+from output_utilities import OutputFolder, check_output, sibling
+from png_utilities import encode_png, read_mask
 from prompt_utilities import Label
-from sam_utilities import Segmentation
+from record_utilities import Thresholds, photo_record, write_atomically
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -60,35 +60,6 @@ def test_a_photo_becomes_a_png_and_a_record(tmp_path):
     [row] = rows(tmp_path / "out" / "metadata.jsonl")
     assert list(row)[:3] == ["file_name", "label", "source"]
     assert (row["file_name"], row["label"], row["source"]) == ("red/sub/a.png", "red", "sub/a.jpg")
-
-
-def test_a_record_says_all_that_the_design_promises():
-    focus = Focus("detector", (2, 2), (0.0, 0.25, 3.96, 4.0), "car", 0.87654321)
-    segmentation = Segmentation(np.zeros((2, 2), np.float32), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]), focus)
-    label = Label("red", "a red car", 1 / 3, 2 / 3, None, 2 / 3, ())
-    region = Region(0.25, (0, 0, 4, 4), touches_all_borders=True)
-    options = {"seconds": 0.123456, "flags": ("borders",), "crop": (-1, 0, 4, 5)}
-    assert photo_record(label, segmentation, region, (4, 4, 3), **options) == {
-        "label": "red",
-        "prompt": "a red car",
-        "probability": 0.333333,
-        "item_probability": 0.666667,
-        "runner_up": None,
-        "margin": 0.666667,
-        "mask_score": 0.876543,
-        "mask_area": 0.25,
-        "box": (0, 0, 4, 4),
-        "points": [[2, 2], [3, 3], [1, 3]],
-        "focus": "detector",
-        "focus_label": "car",
-        "focus_confidence": 0.876543,
-        "focus_box": [0.0, 0.2, 4.0, 4.0],
-        "crop": (-1, 0, 4, 5),
-        "width": 4,
-        "height": 4,
-        "flags": ["borders"],
-        "seconds": 0.1235,
-    }
 
 
 def test_records_follow_the_order_of_the_photos_though_pngs_finish_out_of_order(tmp_path):
@@ -364,7 +335,7 @@ def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, cap
     write_atomically(tmp_path / "out" / "red" / "stranger.png", encode_png(cut_out(make_image(), None)))
     with open_folder(tmp_path / "out") as again:
         again.finish()
-    assert "1 PNGs are in no record, such as red/stranger.png" in caplog.text
+    assert f"1 PNGs are in no record, such as {tmp_path / 'out/red/stranger.png'}" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
@@ -447,3 +418,53 @@ def test_a_photo_that_is_gone_before_it_is_copied_stops_nothing(tmp_path, caplog
         output.set_aside(PhotoFile(tmp_path / "gone.jpg", "gone.jpg", "gone.png"))
     assert "gone.jpg: can't be copied" in caplog.text
     assert not (tmp_path / "out-unknown").exists()
+
+
+def test_what_is_too_doubtful_goes_to_the_review_folder(tmp_path):
+    thresholds = Thresholds(item_probability=0.8)
+    output = fill(tmp_path / "out", photo("a.jpg"), thresholds=thresholds)
+    assert tree(tmp_path / "out") == [".run.json", "README.md", "failures.jsonl", "metadata.jsonl"]
+    assert tree(tmp_path / "out-review") == ["README.md", "metadata.jsonl", "red/a.png"]
+    [row] = rows(tmp_path / "out-review" / "metadata.jsonl")
+    assert (row["file_name"], row["flags"]) == ("red/a.png", ["low probability", "review"])
+    assert (dict(output.counts), dict(output.in_review)) == ({}, {"red": 1})
+    with open_folder(tmp_path / "out", thresholds=thresholds) as again:
+        assert again.is_done(photo("a.jpg"))
+        assert (again.done, dict(again.in_review)) == (1, {"red": 1})
+
+
+def test_what_a_user_moves_out_of_review_stays_there(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"), thresholds=Thresholds(item_probability=0.8))
+    (tmp_path / "out" / "blue").mkdir()
+    (tmp_path / "out" / "dark red").mkdir()
+    (tmp_path / "out-review" / "red" / "a.png").rename(tmp_path / "out" / "dark red" / "a.png")
+    with open_folder(tmp_path / "out", thresholds=Thresholds(item_probability=0.8)) as again:
+        assert again.is_done(photo("a.jpg"))
+    [row] = rows(tmp_path / "out" / "metadata.jsonl")
+    assert (row["file_name"], row["label"], row["model_label"]) == ("dark red/a.png", "dark red", "red")
+    assert (row["label_source"], row["flags"]) == ("human", ["low probability", "moved by hand"])
+    assert [row["source"] for row in rows(tmp_path / "out-review" / "metadata.jsonl")] == ["b.jpg"]
+
+
+def test_overwriting_empties_the_review_folder_too(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"), thresholds=Thresholds(item_probability=0.8))
+    fill(tmp_path / "out", photo("b.jpg"), overwrite=True)
+    assert not (tmp_path / "out-review").exists()
+
+
+def test_a_review_folder_of_another_output_is_refused(tmp_path):
+    (tmp_path / "out-review").mkdir()
+    (tmp_path / "out-review" / "mine.png").touch()
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(OutputError, match=r"is new, but .*out-review beside it holds 'mine.png'; move that away"):
+        check_output(tmp_path / "out", tmp_path / "photos")
+
+
+def test_features_and_mask_stand_beside_the_pixels(tmp_path):
+    mask = np.tri(64, 96, dtype=bool)
+    with open_folder(tmp_path / "out") as output:
+        features = np.array([0.6, 0.8], np.float32)
+        output.write(photo(), lambda: cut_out(make_image(), mask), record(), mask=mask, features=features)
+    np.testing.assert_array_equal(read_mask(tmp_path / "out/red/a.png"), mask)
+    stored, [index] = read_features(tmp_path / "out", ["a.jpg"], 2)
+    np.testing.assert_array_equal(stored[index], features.astype(np.float16))

@@ -7,8 +7,8 @@ import re
 import flag_utilities
 from config_utilities import PROGRAM_DIR, Settings, read_config
 from conftest import make_image
-from output_utilities import photo_record
 from prompt_utilities import Label
+from record_utilities import photo_record
 
 README = (PROGRAM_DIR / "README.md").read_text(encoding="utf-8")
 

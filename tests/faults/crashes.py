@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from dataset_utilities import PhotoFile
-from output_utilities import OutputFolder, check_output, clear_temporaries, lock_output, photo_record
+from output_utilities import OutputFolder, check_output, lock_output
 from prompt_utilities import Label
+from record_utilities import clear_temporaries, photo_record
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 _ITEMS = ("red", "blue")

@@ -11,8 +11,8 @@ import pytest
 import main
 from conftest import save_photo
 from errors import OutputError
-from output_utilities import _JsonLines
 from program import command, contents, mount, pngs, results, rows
+from record_utilities import AppendedFile, to_line
 
 resource = pytest.importorskip("resource", reason="Windows has no limits of file sizes")
 
@@ -44,15 +44,15 @@ def test_a_disk_that_is_full_of_pngs_stops_the_run_until_there_is_room(many_phot
 
 
 def test_a_disk_that_is_full_of_records_keeps_whole_lines(disk):
-    lines = _JsonLines(disk / "metadata.jsonl")
+    lines = AppendedFile(disk / "metadata.jsonl")
     (disk / "ballast").write_bytes(bytes(500_000))
     row = {"file_name": "red/a.png", "prompt": "a" * 1000}
     with pytest.raises(OutputError, match=r"metadata.jsonl: can't be written: No space left on device"):
-        deque(map(lines.append, [row] * 1000))
+        deque(map(lines.append, [to_line(row)] * 1000))
     written = rows(disk / "metadata.jsonl")
     assert 10 < len(written) < 200
     (disk / "ballast").unlink()
-    lines.append(row)
+    lines.append(to_line(row))
     assert rows(disk / "metadata.jsonl") == [*written, row]
     lines.close()
 

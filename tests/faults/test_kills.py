@@ -14,8 +14,8 @@ import pytest
 
 import main
 from conftest import save_photo
-from output_utilities import write_atomically
 from program import contents, count_records, pngs, rows, start, wait_for_records
+from record_utilities import write_atomically
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 

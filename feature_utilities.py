@@ -1,0 +1,112 @@
+"""The image features of a run's photos: one file that grows with the run and is read by memory map.
+
+A head of 16 bytes (a mark, the dimension D), then for each photo the first 16 bytes of its source's SHA-256 and D
+half-precision numbers. A photo that was done again stands there again; the last one counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from record_utilities import AppendedFile
+
+FEATURES = ".image_features"
+_HEAD = struct.Struct("<8sII")
+_MARK = b"sam2vit1"
+_DIGEST = 16  # bytes of SHA-256: 10^19 photos until two share one
+
+
+class FeatureFile:
+    """The file of an output's features, to append to.
+
+    Args:
+        output: The output folder.
+
+    Raises:
+        OSError: The file can't be opened.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._path = output / FEATURES
+        self._file: AppendedFile | None = None
+
+    def append(self, source: str, features: np.ndarray) -> None:
+        """Appends a photo's features, (D,), which are rounded to half precision.
+
+        Raises:
+            OutputError: They can't be written.
+        """
+        if self._file is None:
+            _drop_torn_end(self._path, len(features))
+            self._file = AppendedFile(self._path, _HEAD.pack(_MARK, len(features), 0))
+        self._file.append(_digest(source) + features.astype("<f2").tobytes())
+
+    def sync(self) -> None:
+        """Waits until the features are on the disk."""
+        if self._file is not None:
+            self._file.sync()
+
+    def close(self) -> None:
+        """Closes the file, where it is open."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_features(output: Path, sources: Sequence[str], dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features of the photos of a run.
+
+    Args:
+        output: The output folder.
+        sources: The N photos.
+        dimension: D, of the CLIP model's features.
+
+    Returns:
+        (M, D) float16, a memory map of the file's records, and (N,) int64, which of them is each photo's; -1 where
+        there is none.
+    """
+    path = output / FEATURES
+    record = np.dtype([("source", f"V{_DIGEST}"), ("features", "<f2", (dimension,))])
+    nothing = np.zeros((0, dimension), np.float16), np.full(len(sources), -1, np.int64)
+    if _read_dimension(path) != dimension:
+        return nothing
+    count = (path.stat().st_size - _HEAD.size) // record.itemsize
+    if not count:
+        return nothing
+    records = np.memmap(path, record, mode="r", offset=_HEAD.size, shape=(count,))
+    places = {bytes(digest): index for index, digest in enumerate(records["source"])}
+    indices = np.array([places.get(_digest(source), -1) for source in sources], np.int64)
+    return records["features"], indices
+
+
+def _read_dimension(path: Path) -> int | None:
+    """Returns the dimension that the head of a file states; None where it is missing or of another kind."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD.size)
+    except FileNotFoundError:
+        return None
+    if len(head) < _HEAD.size or not head.startswith(_MARK):
+        return None
+    return _HEAD.unpack(head)[1]
+
+
+def _drop_torn_end(path: Path, dimension: int) -> None:
+    """Cuts off what a kill or a power cut has left of a record; a file of another kind begins anew."""
+    if not path.exists():
+        return
+    whole = 0
+    if _read_dimension(path) == dimension:
+        record = _DIGEST + 2 * dimension
+        whole = _HEAD.size + (path.stat().st_size - _HEAD.size) // record * record
+    if path.stat().st_size != whole:
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _digest(source: str) -> bytes:
+    return hashlib.sha256(source.encode(errors="surrogatepass")).digest()[:_DIGEST]

@@ -1,0 +1,293 @@
+"""Records of photos and the files they stand in: JSON lines, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from errors import OutputError
+from mask_utilities import Region
+from prompt_utilities import Label
+from sam_utilities import Segmentation
+
+METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
+# What a resumed run reads of a row; a row without it, or with something else there, is not ours.
+RECORD_TYPES = {"file_name": str, "label": str, "source": str, "item_probability": (int, float)}
+FAILURE_TYPES = {"source": str, "reason": str, "stage": str}
+
+REVIEW = "review"  # the flag of what is too doubtful for its item's folder
+MOVED = "moved by hand"  # of a cut-out that a user has put into another item's folder
+WRONG, BAD_MASK = "wrong", "bad mask"  # what people said of it
+_LOW = {
+    "item_probability": "low probability",
+    "margin": "low margin",
+    "mask_score": "low mask score",
+}
+VIEW, COLOUR = "view", "colour"  # of a second opinion that differs
+
+TEMPORARY = re.compile(r"\.tmp-\d+-\d+")
+_SERIAL = itertools.count()
+
+
+def photo_record(
+    label: Label,
+    segmentation: Segmentation | None,
+    region: Region | None,
+    shape_hwc: tuple[int, ...],
+    *,
+    seconds: float,
+    flags: Sequence[str] = (),
+    crop: tuple[int, int, int, int] | None = None,
+) -> dict[str, Any]:
+    """Returns what metadata.jsonl says of a photo, but for its names.
+
+    Args:
+        label: What CLIP says.
+        segmentation: What SAM 2 says; None where the photo was not cut.
+        region: What can be said of its mask; None where the photo was not cut.
+        shape_hwc: Of the photo.
+        seconds: The models' time for its batch, divided by the photos in it.
+        flags: What is doubtful about it.
+        crop: The part (x0, y0, x1, y1) of the photo that its cut-out shows; None where that is all of it.
+    """
+    focus = None if segmentation is None else segmentation.focus
+    confidence = None if focus is None else focus.confidence
+    return {
+        **label_record(label),
+        "mask_score": None if segmentation is None else round(segmentation.score, 6),
+        "mask_area": None if region is None else round(region.area, 6),
+        "box": None if region is None else region.box,
+        "points": None if segmentation is None else segmentation.points.tolist(),
+        "focus": None if focus is None else focus.by,
+        "focus_label": None if focus is None else focus.label,
+        "focus_confidence": None if confidence is None else round(confidence, 6),
+        "focus_box": None if focus is None or focus.box is None else [round(each, 1) for each in focus.box],
+        "crop": crop,
+        "width": shape_hwc[1],
+        "height": shape_hwc[0],
+        "flags": list(flags),
+        "seconds": round(seconds, 4),
+    }
+
+
+def label_record(label: Label) -> dict[str, Any]:
+    """Returns the part of a record that CLIP and the prompts decide."""
+    return {
+        "label": label.item,
+        "label_source": "model",
+        "model_label": label.item,
+        "prompt": label.prompt,
+        "probability": round(label.probability, 6),
+        "item_probability": round(label.item_probability, 6),
+        "runner_up": label.runner_up,
+        "margin": round(label.margin, 6),
+        # Objects, not pairs: a column of readers has one type.
+        "top_items": [{"item": item, "probability": round(each, 6)} for item, each in label.top_items],
+    }
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Below which a photo is set apart for review.
+
+    Attributes:
+        item_probability: In [0, 1]; 0 lets all pass.
+        margin: In [-1, 1]; -1 lets all pass.
+        mask_score: As item_probability; photos that were not cut pass.
+        strict: A second opinion that differs is a reason, too.
+    """
+
+    item_probability: float = 0.0
+    margin: float = -1.0
+    mask_score: float = 0.0
+    strict: bool = False
+
+
+def review_flags(row: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
+    """Returns the flags of a record anew: what is doubtful about it, and `review` where that is too much.
+
+    A label that a human has set is not doubted; what a human called wrong is.
+    """
+    low = [
+        flag
+        for key, flag in _LOW.items()
+        if row.get(key) is not None and row[key] < getattr(thresholds, key) and row.get("label_source") != "human"
+    ]
+    kept = [flag for flag in row.get("flags", []) if flag != REVIEW and flag not in _LOW.values()]
+    reasons = [*low, *(flag for flag in kept if flag in (WRONG, BAD_MASK))]
+    if thresholds.strict and row.get("label_source") != "human":
+        reasons += [flag for flag in kept if flag in (VIEW, COLOUR)]
+    return [*kept, *low, *([REVIEW] if reasons else [])]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of an output that cut-outs and their records stand in: labelled ones, and those to be reviewed."""
+
+    output: Path
+    review: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter((self.output, self.review))
+
+    def of(self, row: Mapping[str, Any]) -> Path:
+        """Returns the folder of a record."""
+        return self.review if REVIEW in row["flags"] else self.output
+
+    def png(self, row: Mapping[str, Any]) -> Path:
+        """Returns where the cut-out of a record is."""
+        return self.of(row) / row["file_name"]
+
+
+def read_records(folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Returns the records of a folder, and whether its metadata.jsonl holds just these.
+
+    Records of earlier versions get the keys that they lack: readers expect the same of all.
+    """
+    rows, intact = read_lines(folder / METADATA, RECORD_TYPES)
+    for row in rows:
+        row.setdefault("flags", [])
+        if "model_label" not in row:
+            intact = False
+            row.update(label_source="human" if MOVED in row["flags"] else "model", model_label=row["label"])
+            row.setdefault("top_items", [{"item": row["label"], "probability": row["item_probability"]}])
+    return rows, intact
+
+
+def write_records(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Lets a folder's metadata.jsonl hold just these records; without any, none is made."""
+    lines = b"".join(map(to_line, rows))
+    if lines or (folder / METADATA).exists():
+        write_atomically(folder / METADATA, lines)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there."""
+    for each, _, files in os.walk(folder):
+        for file in filter(TEMPORARY.fullmatch, files):
+            with contextlib.suppress(OSError):  # they are in nobody's way
+                Path(each, file).unlink()
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a name beside a file, under which it is written before it gets its own."""
+    return path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all, even where the power fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or the name may reach the disk before the contents
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+class AppendedFile:
+    """A file that pieces are appended to, each whole or not at all.
+
+    Args:
+        path: The file.
+        head: What it begins with, where it is new.
+
+    Raises:
+        OSError: The file can't be opened.
+    """
+
+    def __init__(self, path: Path, head: bytes = b"") -> None:
+        self._path = path
+        # Without a buffer, whose rest would be tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+        if head and self._file.seek(0, os.SEEK_END) == 0:
+            self.append(head)
+
+    def append(self, data: bytes) -> None:
+        """Appends a piece.
+
+        Raises:
+            OutputError: It can't be written, or the file is no longer there.
+        """
+        size = self._file.seek(0, os.SEEK_END)
+        left = memoryview(data)
+        try:
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            while left:  # a disk with little room takes a part, and refuses the rest
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise stopped(self._path, error) from None
+
+    def sync(self) -> None:
+        """Waits until the pieces are on the disk.
+
+        Raises:
+            OutputError: They can't be brought there.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise stopped(self._path, error) from None
+
+    def close(self) -> None:
+        """Closes the file, where it is open."""
+        self._file.close()
+
+
+def stopped(path: Path, error: OSError) -> OutputError:
+    """Returns the error of a run that can't go on because a file of its output can't be written."""
+    reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
+    return OutputError(
+        f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
+        "mend that, and the same command goes on from there: what was finished is kept"
+    )
+
+
+def read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Returns the rows of a JSONL file that have these keys and types, and whether that is the whole file.
+
+    A torn last line, the mark of a kill or a power cut, is left out.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], True
+    rows = []
+    lines = data.splitlines()
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
+            rows.append(row)
+    return rows, len(rows) == len(lines) and (data.endswith(b"\n") or not data)
+
+
+def to_line(row: Mapping[str, Any]) -> bytes:
+    """Returns an object as a line of a JSONL file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(
+        errors="replace"
+    )  # halves of surrogate pairs are no UTF-8
+
+
+def count_pixels(row: Mapping[str, Any]) -> int:
+    """Returns the pixels of a photo or of its cut-out, whichever has more: a square one reaches beyond the photo."""
+    x0, y0, x1, y1 = row["crop"] or (0, 0, 0, 0)
+    return max(row["width"] * row["height"], (x1 - x0) * (y1 - y0))

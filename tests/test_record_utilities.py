@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+
+from focus_utilities import Focus
+from mask_utilities import Region
+from prompt_utilities import Label
+from record_utilities import METADATA, Places, Thresholds, photo_record, read_records, review_flags
+from sam_utilities import Segmentation
+
+
+def test_a_record_says_all_that_the_design_promises():
+    focus = Focus("detector", (2, 2), (0.0, 0.25, 3.96, 4.0), "car", 0.87654321)
+    segmentation = Segmentation(np.zeros((2, 2), np.float32), 0.87654321, np.array([[2, 2], [3, 3], [1, 3]]), focus)
+    label = Label("red", "a red car", 1 / 3, 2 / 3, None, 2 / 3, (("red", 2 / 3),))
+    region = Region(0.25, (0, 0, 4, 4), touches_all_borders=True)
+    options = {"seconds": 0.123456, "flags": ("borders",), "crop": (-1, 0, 4, 5)}
+    assert photo_record(label, segmentation, region, (4, 4, 3), **options) == {
+        "label": "red",
+        "label_source": "model",
+        "model_label": "red",
+        "prompt": "a red car",
+        "probability": 0.333333,
+        "item_probability": 0.666667,
+        "runner_up": None,
+        "margin": 0.666667,
+        "top_items": [{"item": "red", "probability": 0.666667}],
+        "mask_score": 0.876543,
+        "mask_area": 0.25,
+        "box": (0, 0, 4, 4),
+        "points": [[2, 2], [3, 3], [1, 3]],
+        "focus": "detector",
+        "focus_label": "car",
+        "focus_confidence": 0.876543,
+        "focus_box": [0.0, 0.2, 4.0, 4.0],
+        "crop": (-1, 0, 4, 5),
+        "width": 4,
+        "height": 4,
+        "flags": ["borders"],
+        "seconds": 0.1235,
+    }
+
+
+ROW = {"item_probability": 0.6, "margin": 0.1, "mask_score": 0.8, "label_source": "model", "flags": ["small"]}
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "row", "expected"),
+    [
+        ({}, {}, ["small"]),
+        ({"item_probability": 0.6}, {}, ["small"]),
+        ({"item_probability": 0.61}, {}, ["small", "low probability", "review"]),
+        ({"margin": 0.2, "mask_score": 0.9}, {}, ["small", "low margin", "low mask score", "review"]),
+        ({"margin": -0.2}, {"margin": -0.3}, ["small", "low margin", "review"]),
+        ({"mask_score": 0.9}, {"mask_score": None}, ["small"]),
+        ({"item_probability": 0.9}, {"label_source": "human"}, ["small"]),
+        ({}, {"flags": ["low margin", "review"]}, []),
+        ({}, {"flags": ["wrong"]}, ["wrong", "review"]),
+        ({}, {"flags": ["bad mask"], "label_source": "human"}, ["bad mask", "review"]),
+        ({}, {"flags": ["view", "colour"]}, ["view", "colour"]),
+        ({"strict": True}, {"flags": ["colour"]}, ["colour", "review"]),
+        ({"strict": True}, {"flags": ["view"], "label_source": "human"}, ["view"]),
+    ],
+)
+def test_what_is_doubtful_goes_to_review(thresholds, row, expected):
+    assert review_flags({**ROW, **row}, Thresholds(**thresholds)) == expected
+
+
+def test_flags_say_the_same_however_often_they_are_set():
+    thresholds = Thresholds(item_probability=0.9)
+    once = review_flags(ROW, thresholds)
+    assert review_flags({**ROW, "flags": once}, thresholds) == once
+
+
+def test_a_flag_says_in_which_folder_a_cut_out_is(tmp_path):
+    places = Places(tmp_path / "out", tmp_path / "out-review")
+    row = {"file_name": "red/a.png", "flags": ["small"]}
+    assert places.png(row) == tmp_path / "out/red/a.png"
+    assert places.png({**row, "flags": ["small", "review"]}) == tmp_path / "out-review/red/a.png"
+
+
+def test_records_of_earlier_versions_get_the_keys_that_they_lack(tmp_path):
+    old = {"file_name": "red/a.png", "label": "red", "source": "a.jpg", "item_probability": 0.5}
+    by_hand = {**old, "source": "b.jpg", "flags": ["moved by hand"]}
+    (tmp_path / METADATA).write_text(json.dumps(old) + "\n" + json.dumps(by_hand) + "\n")
+    rows, intact = read_records(tmp_path)
+    assert not intact
+    assert [row["label_source"] for row in rows] == ["model", "human"]
+    assert rows[0]["model_label"] == "red"
+    assert rows[0]["top_items"] == [{"item": "red", "probability": 0.5}]
+    assert rows[0]["flags"] == []
