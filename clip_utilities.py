@@ -114,12 +114,19 @@ class ClipModel:
     def process(
         self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0
     ) -> list[Label]:
-        """Returns the label of each photo, from one call of the image tower.
+        """Returns the label of each photo, from one call of the image tower; see `encode` for the arguments."""
+        return self.decide(self.encode(images, pixels=pixels, fill=fill))
+
+    def encode(self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0) -> Tensor:
+        """Returns the features of photos, (B, D) float32 of unit length on the model's device.
 
         Args:
             images: B photos or cut-outs on white, each (H, W, 3) uint8 RGB; their sizes may differ.
             pixels: In their place, what `to_pixels` made of them.
             fill: Repeat the last photo so often inside the model; see `sam_utilities.predict_sam2`.
+
+        Raises:
+            ValueError: The model makes NaN of a photo.
         """
         import torch
 
@@ -130,10 +137,17 @@ class ClipModel:
             features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
             lengths = features.norm(dim=-1, keepdim=True)
             features /= lengths
-            prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
-            ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
         if not (lengths.isfinite() & (lengths > 0)).all():
             raise ValueError("CLIP makes NaN of it")
+        return features
+
+    def decide(self, features: Tensor) -> list[Label]:
+        """Returns the label of each photo whose features `encode` has returned."""
+        import torch
+
+        with torch.inference_mode(), stage("CLIP", synchronize=True):
+            prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
+            ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
         return [
             prompt_utilities.decide(
                 by_prompt, self.prompts, self.items, rule=self.decision, ensemble_probabilities=by_item

@@ -12,12 +12,13 @@ import sys
 import types
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from errors import ConfigError
 from prompt_utilities import MOST_PROMPTS, DecisionRule
+from record_utilities import Thresholds
 
 PROGRAM_DIR = Path(__file__).resolve().parent
 
@@ -25,6 +26,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 Edges = Literal["hard", "soft"]
 ClipView = Literal["full", "crop"]
+EXPORTS = ("coco", "yolo", "captions", "imagefolder")
 
 # The models that come with the program; two names like any other.
 MICRO_SAM2, MICRO_CLIP = "sam2.1_hiera_micro", "clip_vit_micro"
@@ -61,6 +63,10 @@ class Settings:
     min_area: float = 0.005
     max_area: float = 0.95
     strict: bool = False
+    min_probability: float = 0.0
+    min_margin: float = -1.0
+    min_mask_score: float = 0.0
+    check: bool = False
     background: str = "white"
     crop: bool = False
     padding: float = 0.05
@@ -73,6 +79,16 @@ class Settings:
     compile: Compile = "auto"
     batch_size: int | Literal["auto"] = "auto"
     seed: int = 3
+    no_report: bool = False
+    export: tuple[str, ...] = ()
+    save_masks: bool = False
+    split: str | None = None
+    report_only: bool = False
+    apply: str | None = None
+    undo: bool = False
+    relabel: bool = False
+    evaluate: str | None = None
+    target_precision: float | None = None
     overwrite: bool = False
     limit: int | None = None
     max_pixels: int = 200_000_000
@@ -84,12 +100,36 @@ class Settings:
     prefixes: tuple[str, ...] = ()
     items: tuple[str, ...] = ()
     postfixes: tuple[str, ...] = ()
+    colours: dict[str, str] = field(default_factory=dict)
+    csv_prefixes: tuple[str, ...] = ("",)
+    csv_postfixes: tuple[str, ...] = ("",)
+
+    @property
+    def revises(self) -> bool:
+        """Whether this run is about an output that is there, and does no new photo."""
+        return bool(self.report_only or self.apply or self.undo or self.relabel or self.evaluate)
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The formats that are written beside the output."""
+        return (*self.export, *(["masks"] if self.save_masks else []))
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What is too doubtful for its item's folder."""
+        return Thresholds(self.min_probability, self.min_margin, self.min_mask_score, self.strict)
 
 
 PROMPT_KEYS = ("prefixes", "items", "postfixes")
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
 # What a config file can't say of itself. One of a stranger is not to append a log to the files of its user either.
-_OF_FLAGS = ("config", "preset", "list_presets", "log")
+_OF_FLAGS = (
+    *("config", "preset", "list_presets", "log"),
+    *("report_only", "apply", "undo", "relabel", "evaluate", "target_precision"),
+)
+# What has no flag.
+WORD_LISTS = (*PROMPT_KEYS, "csv_prefixes", "csv_postfixes")
+CONFIG_ONLY = (*WORD_LISTS, "colours")
 _HINTS = get_type_hints(Settings)
 _CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]
 
@@ -115,9 +155,23 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
     settings = Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+    _check_together(settings)
+    return settings
+
+
+def _check_together(settings: Settings) -> None:
     if settings.min_area > settings.max_area:
         raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
-    return settings
+    if settings.target_precision is not None and settings.evaluate is None:
+        raise ConfigError(
+            f"--target-precision {settings.target_precision:g}: by which labels? add --evaluate with a file of them"
+        )
+    if settings.apply and settings.undo:
+        raise ConfigError(f"--apply {settings.apply}: together with --undo nothing would come of it; leave out one")
+    if settings.revises and (settings.overwrite or settings.dry_run):
+        raise ConfigError("--overwrite and --dry-run are for runs over photos; leave them out")
+    if settings.no_sam and settings.min_mask_score > 0:
+        raise ConfigError(f"--min-mask-score {settings.min_mask_score:g}: SAM 2 is off; leave out --no-sam")
 
 
 def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,8 +229,11 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: {_quote(key)}: unknown key; {hint}")
         if name in values:
             raise ConfigError(f"{path}: {key!r}: is another name for {name!r}, which is set, too; keep one of them")
-        if name in PROMPT_KEYS or (name == "focus_labels" and value is not None):
+        if name in WORD_LISTS or (name == "focus_labels" and value is not None):
             values[name] = _read_words(path, name, value)
+            continue
+        if name == "colours":
+            values[name] = _read_colours(path, value)
             continue
         problem = _problem(name, value)
         if problem:
@@ -270,6 +327,18 @@ def _read_words(path: Path, key: str, value: Any) -> tuple[str, ...]:
     return tuple(words.values())
 
 
+def _read_colours(path: Path, value: Any) -> dict[str, str]:
+    """Returns the colours of items, "#rrggbb" by item."""
+    if not isinstance(value, dict):
+        raise ConfigError(f'{path}: \'colours\': {_shorten(value)}: must be an object, such as {{"red": "#c81e1e"}}')
+    for item, colour in value.items():
+        if not isinstance(colour, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", colour):
+            raise ConfigError(
+                f"{path}: 'colours': {_quote(item)}: {_shorten(colour)}: must be a colour such as \"#c81e1e\""
+            )
+    return {unicodedata.normalize("NFC", " ".join(item.split())): colour for item, colour in value.items()}
+
+
 _RESERVED = {
     *("con", "prn", "aux", "nul", "conin$", "conout$"),
     *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789\u00b9\u00b2\u00b3"),  # and 1 to 3 in superscript
@@ -314,6 +383,9 @@ def _problem(name: str, value: Any) -> str | None:
         "focus_labels": lambda: value is None or (value and all(label.strip() for label in value)),
         "feather": lambda: 0 <= value <= 100,
         "padding": lambda: 0 <= value <= 1,
+        "min_margin": lambda: -1 <= value <= 1,
+        "target_precision": lambda: value is None or 0.5 <= value < 1,
+        "export": lambda: set(value) <= set(EXPORTS),
         **dict.fromkeys(_FRACTIONS, lambda: 0 <= value <= 1),
     }
     if name in limits and not limits[name]():
@@ -329,13 +401,16 @@ def _is_encodable(text: str) -> bool:
         return False
 
 
-_FRACTIONS = ("focus_threshold", "clean_mask", "min_area", "max_area")
+_FRACTIONS = ("focus_threshold", "clean_mask", "min_area", "max_area", "min_probability", "min_mask_score")
 
 _LIMITS = {
     "focus_labels": "must name at least one label, such as car,truck",
     "feather": "must lie between 0 and 100 pixels",
     "padding": "must lie between 0 and 1: a fraction of the longer side of the subject's box",
     **dict.fromkeys(_FRACTIONS, "must lie between 0 and 1"),
+    "min_margin": "must lie between -1 and 1: a difference of probabilities",
+    "target_precision": "must be at least 0.5 and below 1, such as 0.99",
+    "export": f"must be some of {', '.join(EXPORTS)}, with commas between them",
     "margin": "must be at least 0 and below 0.5: a fraction of the photo's shorter side",
     "batch_size": "must be at least 1 and at most 1024, or auto",
     "limit": "must be at least 1",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
-from config_utilities import ClipView, Compile, Edges, Precision, Settings
+from config_utilities import EXPORTS, ClipView, Compile, Edges, Precision, Settings
 from errors import ConfigError
 from prompt_utilities import DecisionRule
 
@@ -68,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_focus_flags(parser)
     _add_mask_flags(parser)
+    _add_review_flags(parser)
+    _add_export_flags(parser)
     _add_machine_flags(parser)
 
     flag = parser.add_argument_group("what is shown").add_argument
@@ -93,7 +95,7 @@ def _add_focus_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag("--detector", metavar="MODEL", help=f"{what}ultralytics installed (default: {default.detector})")
     what = "what the detector may find, such as car,truck (default: focus_labels of the config, else anything)"
-    flag("--focus-labels", type=_labels, metavar="LABELS", help=what)
+    flag("--focus-labels", type=_words, metavar="LABELS", help=what)
     what = f"confidence from which a detection counts (default: {default.focus_threshold:g})"
     flag("--focus-threshold", type=float, metavar="P", help=what)
     what = "set photos aside that the detector finds nothing in, or the .csv leaves out, instead of taking the centre"
@@ -122,11 +124,51 @@ def _add_mask_flags(parser: argparse.ArgumentParser) -> None:
     flag("--min-area", type=float, metavar="F", help=f"{what} (default: {default.min_area:g})")
     what = "flag masks above it as large"
     flag("--max-area", type=float, metavar="F", help=f"{what} (default: {default.max_area:g})")
-    flag("--strict", action="store_true", help="set flagged masks aside: small, large, or at all four borders")
+    what = "set flagged masks aside: small, large, or at all four borders; with --check, review disputed labels"
+    flag("--strict", action="store_true", help=what)
 
 
-def _labels(text: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in text.split(","))
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def _add_review_flags(parser: argparse.ArgumentParser) -> None:
+    default = Settings
+    flag = parser.add_argument_group("doubt: what goes to <output>-review/ instead").add_argument
+    what = "photos whose item_probability is below"
+    flag("--min-probability", type=float, metavar="P", help=f"{what} (default: {default.min_probability:g})")
+    what = "photos whose lead over the runner-up is below; a negative one means that the best prompt and the most "
+    what += "probable item differ"
+    flag("--min-margin", type=float, metavar="M", help=f"{what} (default: {default.min_margin:g})")
+    what = "photos whose mask SAM 2 itself thinks less of"
+    flag("--min-mask-score", type=float, metavar="S", help=f"{what} (default: {default.min_mask_score:g})")
+    what = "flag labels that do not survive another view of the subject, or that its colour contradicts (see colours "
+    what += "in config.json)"
+    flag("--check", action="store_true", help=what)
+
+    group = parser.add_argument_group("afterwards: with an output that is there, and no new photo")
+    flag = group.add_argument
+    flag("--report-only", action="store_true", help="build <output>-report/ anew, and what --export asks for")
+    what = "take over the corrections that the report's page has saved: photos move to their right item"
+    flag("--apply", metavar="CSV", help=what)
+    flag("--undo", action="store_true", help="take back the last --apply, --relabel or --target-precision")
+    what = "label every photo anew with the prompts of --config, from the kept image features, in seconds"
+    flag("--relabel", action="store_true", help=what)
+    what = "how good the labels are, by a .csv with file_name and item, a folder of class folders, or corrections"
+    flag("--evaluate", metavar="LABELS", help=what)
+    what = "with --evaluate: find the probability from which labels are that precise with 95%% confidence, and send "
+    what += "the rest to review"
+    flag("--target-precision", type=float, metavar="P", help=what)
+
+
+def _add_export_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("beside the output").add_argument
+    flag("--no-report", action="store_true", help="build no <output>-report/index.html")
+    what = f"into <output>-export/, some of {','.join(EXPORTS)}; needs requirements-export.txt"
+    flag("--export", type=_words, metavar="FORMATS", help=what)
+    flag("--save-masks", action="store_true", help="masks as PNG, into <output>-export/masks/")
+    what = "shares of train, validation and test in exports, such as 0.8,0.1,0.1"
+    flag("--split", metavar="SHARES", help=what)
 
 
 def _add_machine_flags(parser: argparse.ArgumentParser) -> None:

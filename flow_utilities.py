@@ -66,6 +66,7 @@ class Photo:
         flags: What is doubtful about it.
         crop: The part of it that is written, (x0, y0, x1, y1) in pixels; None where that is all of it.
         clip_pixels: The subject on white in CLIP's frame, until CLIP has seen it.
+        features: (D,) float16, what CLIP's image tower makes of it.
         label: What CLIP says.
         seconds: The models' time for its batches, divided by the photos in them.
     """
@@ -81,6 +82,7 @@ class Photo:
     flags: tuple[str, ...] = ()
     crop: tuple[int, int, int, int] | None = None
     clip_pixels: Tensor | None = None
+    features: np.ndarray | None = None
     label: Label | None = None
     seconds: float = 0.0
 
@@ -396,10 +398,12 @@ def _on_white(photo: Photo) -> np.ndarray:
 def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
     """Lets CLIP choose the item of each photo of a batch."""
     began = time.perf_counter()
-    labels = clip_model.process(pixels=[photo.clip_pixels for photo in photos], fill=fill)
+    features = clip_model.encode(pixels=[photo.clip_pixels for photo in photos], fill=fill)
+    labels = clip_model.decide(features)
+    halves = features.half().cpu().numpy()
     seconds = (time.perf_counter() - began) / len(photos)
-    for photo, label in zip(photos, labels, strict=True):
-        photo.label, photo.clip_pixels = label, None
+    for photo, label, half in zip(photos, labels, halves, strict=True):
+        photo.label, photo.features, photo.clip_pixels = label, half, None
         photo.seconds += seconds
     return photos
 

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errors import OutputError
-from mask_utilities import Region
-from prompt_utilities import Label
-from sam_utilities import Segmentation
+
+if TYPE_CHECKING:
+    from mask_utilities import Region
+    from prompt_utilities import Label
+    from sam_utilities import Segmentation
 
 METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
 # What a resumed run reads of a row; a row without it, or with something else there, is not ours.
