@@ -155,6 +155,18 @@ class ClipModel:
             for by_prompt, by_item in zip(prompt_probabilities, ensemble_probabilities, strict=True)
         ]
 
+    def decide_stored(self, features: np.ndarray) -> list[Label]:
+        """Returns the label of each photo from its features as a run keeps them, (B, D) float16."""
+        import torch
+
+        kept = torch.from_numpy(features.astype(np.float32)).to(self.device)
+        return self.decide(kept / kept.norm(dim=-1, keepdim=True))  # halves have not quite the length 1
+
+    @property
+    def dimension(self) -> int:
+        """D, of the features."""
+        return self._text_features.shape[1]
+
     def to_pixels(self, image: np.ndarray) -> Tensor:
         """Returns a photo's central square as CLIP's own transform cuts it out, (n, n, 3) uint8."""
         import torch

@@ -229,23 +229,25 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: {_quote(key)}: unknown key; {hint}")
         if name in values:
             raise ConfigError(f"{path}: {key!r}: is another name for {name!r}, which is set, too; keep one of them")
-        if name in WORD_LISTS or (name == "focus_labels" and value is not None):
-            values[name] = _read_words(path, name, value)
-            continue
-        if name == "colours":
-            values[name] = _read_colours(path, value)
-            continue
-        problem = _problem(name, value)
-        if problem:
-            raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: {problem}")
-        if name == "detector" and value.startswith("yolo:"):  # ultralytics runs what code the file holds
-            raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: belongs on the command line, as --detector")
-        values[name] = value
+        values[name] = _read_value(path, key, name, value)
     for key in PROMPT_KEYS:
         if key not in values:
             raise ConfigError(f'{path}: {key!r} is missing; add a list of strings, such as "{key}": ["a photo of a"]')
     _check_lists(path, [values[key] for key in PROMPT_KEYS])
     return values
+
+
+def _read_value(path: Path, key: str, name: str, value: Any) -> Any:
+    if name in WORD_LISTS or (name == "focus_labels" and value is not None):
+        return _read_words(path, name, value)
+    if name == "colours":
+        return _read_colours(path, value)
+    problem = _problem(name, value)
+    if problem:
+        raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: {problem}")
+    if name == "detector" and value.startswith("yolo:"):  # ultralytics runs what code the file holds
+        raise ConfigError(f"{path}: {key!r}: {_shorten(value)}: belongs on the command line, as --detector")
+    return value
 
 
 def _check_lists(path: Path, lists: Sequence[Sequence[str]]) -> None:

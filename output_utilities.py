@@ -51,6 +51,7 @@ from revision_utilities import REVISIONS, finish_revision
 
 _LOGGER = logging.getLogger("sam2vit")
 
+INFORMATIVE = ("clip_model",)  # what `.run.json` keeps for later, and lets a run go on with another of
 _LOCK = ".lock"  # only while a run is writing
 
 # What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
@@ -531,7 +532,7 @@ def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
     if not isinstance(earlier, dict):
         raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
     wanted = json.loads(json.dumps(run_settings))
-    differing = [key for key in {**earlier, **wanted} if earlier.get(key) != wanted.get(key)]
+    differing = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and earlier.get(key) != wanted.get(key)]
     if differing:
         changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted.get(key))}" for key in differing)
         raise OutputError(

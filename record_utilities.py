@@ -164,6 +164,13 @@ def read_records(folder: Path) -> tuple[list[dict[str, Any]], bool]:
     return rows, intact
 
 
+def iterate_records(places: Places) -> Iterator[dict[str, Any]]:
+    """Yields the records of an output, however many there are, without holding them."""
+    for folder in places:
+        with contextlib.suppress(FileNotFoundError), (folder / METADATA).open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
 def write_records(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Lets a folder's metadata.jsonl hold just these records; without any, none is made."""
     lines = b"".join(map(to_line, rows))

@@ -1,0 +1,257 @@
+"""The report: one page to see every class at a glance, find the doubtful photos first, and correct them.
+
+The page and its script stand in `report_page/`; here they get their data. A page that is opened from a file may not
+fetch other files, but it may load scripts: so the data are scripts that hand over an object. `data/index.js` has a few
+numbers of each photo, by which the page sorts and filters; `data/rows-0000.js` and so on have the rest, 500 photos
+each, and are loaded when they are scrolled to.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import heapq
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+
+from config_utilities import PROGRAM_DIR
+from errors import OutputError
+from pipeline_utilities import map_ahead
+from png_utilities import read_mask
+from record_utilities import REVIEW, Places, write_atomically
+from thumbnail_utilities import thumbnail_names
+
+PAGE, EVALUATION = "index.html", "evaluation.json"
+PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
+_SOURCES = ("report.css", "report.js")
+
+_MOST_PHOTOS = 100_000  # in the page, the most doubtful ones: its index takes some 40 bytes of each
+_CHUNK = 500  # photos
+_BINS = 20
+_NAMED = 100  # photos of each reason of failure
+_CONTOUR_SIDE, _CONTOUR_POINTS = 256, 120
+
+
+def write_report(
+    folder: Path,
+    places: Places,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    dataset_dir: Path,
+    failures: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, str],
+    items: Sequence[str],
+    threads: int = 1,
+) -> Path:
+    """Writes the report's page and data, and returns the page.
+
+    Args:
+        folder: Where to; the thumbnails stand there already.
+        places: Of the cut-outs.
+        rows: The records, however many; of each a few numbers are kept, and of the most doubtful 100,000 all.
+        dataset_dir: The folder of the photos.
+        failures: The rows of failures.jsonl.
+        facts: What the page says of the run, by name.
+        items: All items, whether they have photos or not.
+        threads: How many read masks.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    summary = _Summary(items)
+    # The smallest margin first; records of equal ones in the order of their names.
+    doubtful = heapq.nsmallest(_MOST_PHOTOS, map(summary.add, rows), key=lambda row: (row["margin"], row["source"]))
+    index = {
+        "key": hashlib.sha256(os.fsencode(os.path.abspath(places.output))).hexdigest()[:16],  # noqa: PTH100
+        "title": places.output.name,
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "facts": list(facts.items()),
+        **summary.to_dict(),
+        "failures": _group(failures),
+        "columns": summary.columns(doubtful),
+        "chunk": _CHUNK,
+        "folders": {
+            "output": _url(places.output, folder),
+            "review": _url(places.review, folder),
+            "dataset": _url(dataset_dir, folder),
+        },
+        "evaluation": _read_evaluation(folder),
+        "pictures": [{"src": name, "alt": alt} for name, alt in PICTURES.items() if (folder / name).exists()],
+    }
+    index["counts"] |= {"failed": len(failures), "shown": len(doubtful)}
+    data = folder / "data"
+    try:
+        # First what is read last, so that a page never asks for what is not there yet.
+        for number, begin in enumerate(range(0, len(doubtful), _CHUNK)):
+            some = doubtful[begin : begin + _CHUNK]
+            described = map_ahead(lambda row: _describe(row, places), some, threads=threads, ahead=4 * threads)
+            _write(data / f"rows-{number:04}.js", f"sam2vit.rows({number}, {_to_script(list(described))});\n".encode())
+        write_atomically(data / "index.js", f"sam2vit.index({_to_script(index)});\n".encode())
+        for name in (*_SOURCES, PAGE):
+            write_atomically(folder / name, (PROGRAM_DIR / "report_page" / name).read_bytes())
+        _delete_from(data, -(-len(doubtful) // _CHUNK))
+    except OSError as error:
+        raise OutputError(f"{folder}: can't be written: {error.strerror}; make room, or add --no-report") from None
+    return folder / PAGE
+
+
+class _Summary:
+    """Counts of all records, which pass through it one by one."""
+
+    def __init__(self, items: Sequence[str]) -> None:
+        self._items = list(items)
+        self._flags = [REVIEW]
+        self._counts = Counter()
+        self._per_item: Counter[tuple[str, bool]] = Counter()
+        self._histograms = {"probability": [0] * _BINS, "margin": [0] * _BINS}
+
+    def add(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Counts a record, and returns it."""
+        in_review = REVIEW in row["flags"]
+        self._counts["review" if in_review else "output"] += 1
+        self._per_item[row["label"], in_review] += 1
+        if row["label"] not in self._items:  # of a human
+            self._items.append(row["label"])
+        self._flags += [flag for flag in row["flags"] if flag not in self._flags]
+        self._histograms["probability"][_bin(row["item_probability"], 0.0)] += 1
+        self._histograms["margin"][_bin(row["margin"], -1.0)] += 1
+        return row
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what the page shows of all photos."""
+        counts = {"output": self._counts["output"], "review": self._counts["review"], "all": self._counts.total()}
+        return {
+            "items": self._items,
+            "flags": self._flags,
+            "counts": counts,
+            "histograms": self._histograms,
+            "per_item": [[self._per_item[item, False], self._per_item[item, True]] for item in self._items],
+        }
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Returns what the page sorts and filters by."""
+        places = {item: index for index, item in enumerate(self._items)}
+        bits = {flag: 1 << index for index, flag in enumerate(self._flags)}
+        return {
+            "item": [places[row["label"]] for row in rows],
+            "probability": [round(row["item_probability"], 4) for row in rows],
+            "margin": [round(row["margin"], 4) for row in rows],
+            "mask_score": [_rounded(row.get("mask_score")) for row in rows],
+            "mask_area": [_rounded(row.get("mask_area")) for row in rows],
+            "flags": [sum(bits[flag] for flag in set(row["flags"])) for row in rows],
+            "human": [int(row["label_source"] == "human") for row in rows],
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _bin(value: float, low: float) -> int:
+    """Returns which of 20 bins from `low` to 1 holds a value."""
+    return min(_BINS - 1, max(0, int((value - low) / (1 - low) * _BINS)))
+
+
+def _group(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the failures by stage and reason, the most frequent first, with some of their photos."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in failures:
+        groups.setdefault((row["stage"], row["reason"]), []).append(row["source"])
+    return [
+        {"stage": stage, "reason": reason, "count": len(sources), "sources": sources[:_NAMED]}
+        for (stage, reason), sources in sorted(groups.items(), key=lambda each: (-len(each[1]), each[0]))
+    ]
+
+
+def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
+    """Returns what the page says of one photo, beyond the columns."""
+    cut_out, photo = thumbnail_names(row["source"])
+    try:
+        mask = read_mask(places.png(row))
+    except (OSError, ValueError):  # the page does without its outline
+        mask = None
+    return {
+        "name": row["file_name"],
+        "source": row["source"],
+        "label": row["label"],
+        "cut": cut_out,
+        "photo": photo,
+        "prompt": row["prompt"],
+        "top": [[each["item"], each["probability"]] for each in row["top_items"]],
+        "width": row["width"],
+        "height": row["height"],
+        "contour": None if mask is None else contour_path(mask),
+    }
+
+
+def contour_path(mask: np.ndarray) -> str:
+    """Returns the outlines of an (H, W) bool mask as the path of an SVG, in thousandths of width and height."""
+    step = max(1, max(mask.shape) // _CONTOUR_SIDE)
+    small = mask[step // 2 :: step, step // 2 :: step] if min(mask.shape) > step else mask
+    height, width = small.shape
+    # Between the pixels, not through their middles: twice as large.
+    doubled = cv2.resize(small.astype(np.uint8), (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours = sorted(contours, key=cv2.contourArea, reverse=True)
+    tolerance, points = 1.0, _simplified(contours, 1.0)
+    while sum(map(len, points)) > _CONTOUR_POINTS and tolerance < _CONTOUR_SIDE:
+        tolerance *= 1.5
+        points = [each for each in _simplified(contours, tolerance) if len(each) > 2]
+    scale = 1000 / np.array([2 * width, 2 * height])
+    lines = (np.rint((each[:, 0] + 0.5) * scale).astype(int).tolist() for each in points)
+    return "".join("M" + "L".join(f"{x} {y}" for x, y in line) + "Z" for line in lines)
+
+
+def _simplified(contours: Sequence[np.ndarray], tolerance: float) -> list[np.ndarray]:
+    return [cv2.approxPolyDP(contour, tolerance, closed=True) for contour in contours]
+
+
+def _to_script(value: Any) -> str:
+    """Returns a value as JSON that stands safely in a script, whatever names it holds."""
+    # ASCII: neither line separators nor halves of surrogate pairs; and nothing that HTML knows.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _url(folder: Path, base: Path) -> str:
+    """Returns the URL of a folder from a page in another, with a slash at its end."""
+    try:
+        relative = os.path.relpath(folder, base).replace(os.sep, "/")
+    except ValueError:  # on another drive of Windows
+        return f"{folder.resolve().as_uri()}/"
+    return f"{quote(os.fsencode(relative))}/"
+
+
+def _read_evaluation(folder: Path) -> Any:
+    try:
+        return json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it was cut off: it is made again by --evaluate
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _delete_from(data: Path, count: int) -> None:
+    """Deletes the chunks of an earlier report that this one has no longer."""
+    while (path := data / f"rows-{count:04}.js").exists():
+        path.unlink()
+        count += 1
+
+
+def clear_report(folder: Path) -> None:
+    """Deletes a report with its thumbnails."""
+    for name in ("data", "thumbnails"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (PAGE, *_SOURCES, EVALUATION, *PICTURES, "facts.json"):
+        (folder / name).unlink(missing_ok=True)
