@@ -10,6 +10,7 @@ photo likewise. Pillow does not by itself: `torchvision.datasets.CocoDetection`,
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import json
@@ -328,15 +329,15 @@ def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
         with_masks = any(name in _OF_MASKS for name in formats)
 
         def prepare(photo: _Photo) -> tuple[str | None, dict[str, Any]]:
-            mask = None
+            subject = None
             try:
                 if with_masks:
-                    mask = _read_mask(job, photo)
+                    subject = _Subject(_read_mask(job, photo))
                 else:
                     _cut_out(job, photo).stat()
             except (OSError, ValueError) as error:
                 return getattr(error, "strerror", None) or str(error), {}
-            return None, {name: writer.prepare(photo, mask) for name, writer in writers.items()}
+            return None, {name: writer.prepare(photo, subject) for name, writer in writers.items()}
 
         counts = Counter(dict.fromkeys(formats, 0))
         ahead = map_ahead(
@@ -381,6 +382,17 @@ def _cut_out(job: _Job, photo: _Photo) -> Path:
     return job.output / photo.file_name
 
 
+class _Subject:
+    """What a photo shows, as its mask says, (H, W) bool; outlined once for all formats."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        self.mask = mask
+
+    @functools.cached_property
+    def outlines(self) -> list[np.ndarray]:
+        return _outlines(self.mask)
+
+
 class _Writer:
     """Writes one format into the staging folder."""
 
@@ -395,7 +407,7 @@ class _Writer:
         if error_type is None:
             self.finish()
 
-    def prepare(self, photo: _Photo, mask: np.ndarray | None) -> Any:
+    def prepare(self, photo: _Photo, subject: _Subject | None) -> Any:
         """Does what threads can do for a photo, and returns what `add` needs; None where it is not for this format."""
         raise NotImplementedError
 
@@ -440,16 +452,16 @@ class _Coco(_Writer):
             for file in itertools.chain.from_iterable(self._files.values()):
                 file.close()
 
-    def prepare(self, _photo: _Photo, mask: np.ndarray) -> dict[str, Any]:
+    def prepare(self, _photo: _Photo, subject: _Subject) -> dict[str, Any]:
         from pycocotools import mask as coco_masks
 
-        encoded = coco_masks.encode(np.asfortranarray(mask, np.uint8))
+        encoded = coco_masks.encode(np.asfortranarray(subject.mask, np.uint8))
         return {
             "size": encoded["size"],
             "bbox": coco_masks.toBbox(encoded).tolist(),
             "area": int(coco_masks.area(encoded)),
             "mask": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
-            "polygons": [polygon.ravel().tolist() for polygon in _outlines(mask)],
+            "polygons": [polygon.ravel().tolist() for polygon in subject.outlines],
         }
 
     def add(self, photo: _Photo, part: dict[str, Any]) -> None:
@@ -499,14 +511,14 @@ class _Yolo(_Writer):
     def _folder(self, task: str, kind: str, split: str) -> Path:
         return self.job.staging / "yolo" / task / kind / _YOLO_SPLITS[split or "train"]
 
-    def prepare(self, photo: _Photo, mask: np.ndarray) -> str | None:
+    def prepare(self, photo: _Photo, subject: _Subject) -> str | None:
         if photo.source not in self._stems:
             return None
         original = self.job.dataset_dir / photo.source
         split, stem = self.job.splits[photo.source], self._stems[photo.source]
-        width_height = mask.shape[::-1]
-        polygon = _join(_outlines(mask)) / width_height
-        x0, y0, x1, y1 = bounding_box(mask)
+        width_height = subject.mask.shape[::-1]
+        polygon = _join(subject.outlines) / width_height
+        x0, y0, x1, y1 = bounding_box(subject.mask)
         box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / (width_height * 2)
         for task, numbers in (("segment", polygon.ravel()), ("detect", box)):
             image = self._folder(task, "images", split) / f"{stem}{original.suffix}"
@@ -540,7 +552,7 @@ class _CaptionFile(_Writer):
         super().__init__(job)
         self._lines: list[tuple[str, str]] = []
 
-    def prepare(self, photo: _Photo, _mask: np.ndarray | None) -> tuple[str, str]:
+    def prepare(self, photo: _Photo, _subject: _Subject | None) -> tuple[str, str]:
         return photo.file_name, photo.caption
 
     def add(self, _photo: _Photo, part: tuple[str, str]) -> None:
@@ -563,7 +575,7 @@ class _ImageFolder(_Writer):
         self._folder.mkdir()
         self._lines: dict[str, list[str]] = {}
 
-    def prepare(self, photo: _Photo, _mask: np.ndarray | None) -> str:
+    def prepare(self, photo: _Photo, _subject: _Subject | None) -> str:
         split = self.job.splits[photo.source]
         _link(_cut_out(self.job, photo), self._folder / split / photo.file_name)
         return split
@@ -607,10 +619,10 @@ class _Masks(_Writer):
         super().__init__(job)
         (job.staging / "masks").mkdir()
 
-    def prepare(self, photo: _Photo, mask: np.ndarray) -> str:
+    def prepare(self, photo: _Photo, subject: _Subject) -> str:
         path = self.job.staging / "masks" / photo.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1].tobytes())
+        path.write_bytes(cv2.imencode(".png", subject.mask.astype(np.uint8) * 255)[1].tobytes())
         return photo.file_name
 
 
