@@ -18,7 +18,7 @@ from export_utilities import EXPORTS, Captions, check_exports, export
 from mask_utilities import cut_out
 from png_utilities import encode_png
 from program import rows as read_rows
-from split_utilities import Split
+from split_utilities import Split, read_splits
 
 ITEMS = ("red", "blue")
 SPLIT = Split(0.6, 0.2, 0.2)
@@ -259,7 +259,9 @@ def test_data_yaml_always_has_what_ultralytics_asks_for(finished, split, places)
     fill(finished)
     finished.export("yolo", split=split)
     folder = finished.folder / "yolo" / "segment"
-    content = yaml.safe_load((folder / "data.yaml").read_text())
+    text = (folder / "data.yaml").read_text()
+    assert ("# no photos are kept for val: it is " in text) == (places["val"] != "val")
+    content = yaml.safe_load(text)
     assert content.pop("names") == {0: "red", 1: "blue"}
     assert content == {name: f"images/{place}" for name, place in places.items()}
     for place in places.values():
@@ -628,17 +630,15 @@ def test_photos_stay_in_their_split_when_others_are_added_or_labels_corrected(fi
     assert {source: after[source] for source in before} == before
 
 
-def test_a_photo_that_comes_back_from_review_has_its_old_split(finished):
+def test_a_photo_in_review_keeps_its_split_for_when_it_comes_back(finished):
     fill(finished)
     finished.export("imagefolder", split=SPLIT)
     before = read_splits_of(finished)
     for row in finished.rows[::2]:
         row["flags"] = ["review"]
     finished.export("imagefolder", split=SPLIT)
-    for row in finished.rows:
-        row["flags"] = []
-    finished.export("imagefolder", split=SPLIT)
-    assert read_splits_of(finished) == before
+    assert len(read_splits_of(finished)) == 10
+    assert read_splits(finished.folder / "splits.csv") == before
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"split": Split(0.5, 0.25, 0.25)}], ids=["seed", "shares"])
