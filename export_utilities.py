@@ -1,0 +1,715 @@
+"""A finished run in the formats that training tools read: COCO, YOLO, captions, an image folder with splits, masks.
+
+Photos in review, and those that a human has called wrong or badly cut, are in none of them.
+
+Masks have the size of the upright photo, as EXIF turns it. Readers that use OpenCV (ultralytics, supervision) turn the
+photo likewise. Pillow does not by itself: `torchvision.datasets.CocoDetection`, for one, needs
+`PIL.ImageOps.exif_transpose`, or masks lie beside photos of phones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+import cv2
+import numpy as np
+
+from csv_utilities import format_csv
+from errors import ConfigError, OutputError
+from mask_utilities import bounding_box
+from output_utilities import CARD, METADATA, write_atomically
+from photo_utilities import open_regular
+from pipeline_utilities import map_ahead
+from png_utilities import read_mask
+from split_utilities import SPLIT_NAMES, Split, assign_splits, digest, read_splits, write_splits
+
+_LOGGER = logging.getLogger("sam2vit")
+
+EXPORTS = ("coco", "yolo", "captions", "imagefolder", "masks")
+
+_LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyYAML")}  # module, package
+_OF_MASKS = ("coco", "yolo", "masks")
+_LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
+_MARK, _SPLITS = ".export.json", "splits.csv"
+_STAGING, _OLD = ".tmp-export", ".tmp-old-"
+_MOST_PIXELS = 100_000_000  # of masks that wait or are being traced: a second copy of each is four times as large
+
+_TOLERANCE = 0.75  # pixels: steps of a slanting edge are 0.71 from it; a quarter of the points, IoU 0.999 at 2 MP
+_SPECK = 0.001  # of the subject: smaller parts are not joined to a YOLO polygon
+_SEAM_POINTS = 512  # of each part, among which the ends of a seam are looked for
+
+# What ultralytics takes by its ending: IMG_FORMATS in ultralytics/data/utils.py, but for HEIC, which is new there.
+_YOLO_ENDINGS = frozenset({".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+_YOLO_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+_END_OF_JPEG = b"\xff\xd9"
+_LONGEST_STEM = 200  # bytes, so that an ending and a hash fit into the 255 of common file systems
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What captions are made of.
+
+    Attributes:
+        prompt_for: Returns the prompt that says what a row's photo shows, with the item that a human has given it.
+        prefixes: What may stand before it; each photo gets one of them, always the same.
+        postfixes: What may stand after it.
+    """
+
+    prompt_for: Callable[[Mapping[str, Any]], str]
+    prefixes: Sequence[str] = ("",)
+    postfixes: Sequence[str] = ("",)
+
+
+def check_exports(formats: Sequence[str], *, split: Split | None, has_masks: bool = True) -> None:
+    """Refuses, before a run of hours, what could not be exported after it.
+
+    Args:
+        formats: Of `EXPORTS`.
+        split: As `--split` says.
+        has_masks: Photos are cut out; not so with `--no-sam`.
+
+    Raises:
+        ConfigError: There is no such format, it needs a library that is missing, masks, or a split.
+    """
+    if not has_masks:
+        _refuse_masks(formats)
+    for name in formats:
+        if name not in EXPORTS:
+            raise ConfigError(f"--export {name}: no such format; choose from {', '.join(EXPORTS)}")
+        if name == "imagefolder" and split is None:
+            raise ConfigError(
+                "--export imagefolder: the output is one already, without splits; add --split 0.8,0.1,0.1 for splits"
+            )
+        module, package = _LIBRARIES.get(name, ("json", "json"))
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise ConfigError(f"--export {name}: needs {package}; pip install -r requirements-export.txt") from None
+
+
+def _refuse_masks(formats: Sequence[str]) -> None:
+    for name in formats:
+        if name in _OF_MASKS:
+            raise ConfigError(f"--export {name}: needs masks, and with --no-sam there are none; leave out one of them")
+
+
+def export(
+    formats: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    output: Path,
+    dataset_dir: Path,
+    folder: Path,
+    items: Sequence[str],
+    split: Split | None,
+    seed: int,
+    captions: Captions,
+    threads: int,
+) -> dict[str, int]:
+    """Writes the rows of a run in other formats, and returns how many photos each of them has.
+
+    - `coco/annotations/instances.json`, or `instances_train.json` and so on: the original photos, each with one
+      object. Its segmentation is the mask itself, run-length encoded, bit for bit.
+      `instances_polygons.json` has outlines instead, for tools that read nothing else: holes in them are filled.
+    - `yolo/segment/` and `yolo/detect/` with data.yaml, images and labels for ultralytics: polygons and boxes. A line
+      is an object, so its parts are joined to one polygon by seams without width, as ultralytics' own converter of
+      COCO does; holes are filled. Without a split all photos are for training, and validation is on the same.
+    - `captions.csv`: file, the cut-out relative to the output, and caption.
+    - `imagefolder/<split>/<item>/<name>.png`: the cut-outs, for `datasets.load_dataset`.
+    - `masks/<item>/<name>.png`: the masks of the whole photos, 8 bits, 0 and 255.
+
+    Photos and cut-outs are hard links where the file system has them, else symbolic links, else copies. Which photo is
+    in which split stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done,
+    so whoever ends this one has the old or the new.
+
+    Args:
+        formats: Of `EXPORTS`; see `check_exports`.
+        rows: Of metadata.jsonl, those in review among them; read once.
+        output: The folder that their `file_name` is relative to.
+        dataset_dir: The folder that their `source` is relative to.
+        folder: Where to.
+        items: The items of the run, which number the classes; an item that is none of them follows after the last.
+        split: The shares of the splits; None where there are to be none.
+        seed: Of the splits.
+        captions: What captions are made of.
+        threads: How many photos are prepared at once.
+
+    Returns:
+        By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how
+        many have no PNG or no mask any more.
+
+    Raises:
+        ConfigError: See `check_exports`; or splits.csv was changed to something else.
+        OutputError: The folder holds files of another origin, or can't be written.
+    """
+    check_exports(formats, split=split)
+    photos, left_out = _select(rows, formats, captions)
+    mark = _read_mark(folder, formats)
+    classes = [*items, *sorted({photo.item for photo in photos}.difference(items))]
+    staging = folder / _STAGING
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        if split is not None:
+            mark = _note_split(folder, mark, split=split, seed=seed)
+        _write_mark(folder, mark)  # before anything else, or a later export would take it for somebody's
+        splits = _decide_splits(photos, folder / _SPLITS, split=split, seed=seed)
+        staging.mkdir()
+        counts = _stage(
+            formats,
+            _Job(photos, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
+            threads=threads,
+        )
+        _write_mark(folder, {**mark, "exports": sorted({*mark["exports"], *formats})})
+        for name in formats:
+            _replace(folder, _place(name))
+    except OSError as error:
+        raise OutputError(
+            f"--export: {error.filename or folder}: {error.strerror or error}; mend that, and export again"
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {**counts, "left out": left_out, "skipped": counts["skipped"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    """What exports need of a row."""
+
+    source: str
+    file_name: str
+    item: str
+    caption: str
+    pixels: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the writers share."""
+
+    photos: Sequence[_Photo]
+    output: Path
+    dataset_dir: Path
+    staging: Path
+    classes: Sequence[str]
+    splits: Mapping[str, str]  # by source
+    split_names: Sequence[str]  # an empty one where there are no splits
+
+
+def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions: Captions) -> tuple[list[_Photo], int]:
+    """Returns the photos to export, and how many of the rows are left out."""
+    photos = []
+    left_out = 0
+    for row in rows:
+        if not _LEFT_OUT.isdisjoint(row["flags"]):
+            left_out += 1
+            continue
+        if row["mask_area"] is None:
+            _refuse_masks(formats)
+        photos.append(
+            _Photo(
+                source=row["source"],
+                file_name=row["file_name"],
+                item=row["label"],
+                caption=_caption(row, captions) if "captions" in formats else "",
+                pixels=row["width"] * row["height"],
+            )
+        )
+    return photos, left_out
+
+
+def _caption(row: Mapping[str, Any], captions: Captions) -> str:
+    prefix = _choose(captions.prefixes, "prefix", row["source"])
+    postfix = _choose(captions.postfixes, "postfix", row["source"])
+    return " ".join(f"{prefix} {captions.prompt_for(row)} {postfix}".split())
+
+
+def _choose(templates: Sequence[str], what: str, source: str) -> str:
+    return templates[int(digest(what, source), 16) % len(templates)] if templates else ""
+
+
+def _place(name: str) -> str:
+    return "captions.csv" if name == "captions" else name
+
+
+def _read_mark(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
+    """Returns what earlier exports have noted of themselves; refuses a folder of another origin."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".tmp-"))
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise OutputError(f"--export: {folder}: {error.strerror}; move it out of the way") from None
+    mark = None
+    with contextlib.suppress(OSError, ValueError):
+        mark = json.loads((folder / _MARK).read_bytes())
+    if isinstance(mark, dict) and isinstance(mark.get("exports"), list):
+        own = {_place(name) for name in mark["exports"] if isinstance(name, str)}
+        strangers = sorted({_place(name) for name in formats}.intersection(names).difference(own))
+    else:
+        mark, strangers = {"exports": []}, names
+    if strangers:
+        raise OutputError(f"--export: {folder / strangers[0]}: is not of an export; move it out of the way")
+    return mark
+
+
+def _tidy(folder: Path) -> None:
+    """Clears away what a killed export has left; what it was about to replace is put back."""
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+    for old in folder.glob(f"{_OLD}*"):
+        place = folder / old.name.removeprefix(_OLD)
+        if place.exists():
+            _remove(old)
+        else:
+            old.rename(place)
+
+
+def _replace(folder: Path, place: str) -> None:
+    """Puts what was staged in its place; between the two renames there is neither, and `_tidy` knows the old one."""
+    final, old = folder / place, folder / f"{_OLD}{place}"
+    if final.exists():
+        final.rename(old)
+    (folder / _STAGING / place).rename(final)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _note_split(folder: Path, mark: Mapping[str, Any], *, split: Split, seed: int) -> dict[str, Any]:
+    """Returns the mark with the split; splits.csv goes where it was made with another."""
+    path = folder / _SPLITS
+    noted = {"split": ",".join(f"{share:.9g}" for share in split.shares.values()), "seed": seed}
+    if path.exists() and any(mark.get(name) != value for name, value in noted.items()):
+        _LOGGER.warning(
+            "%s: was made with --split %s and --seed %s and is made anew; exports from before keep the old splits",
+            *(path, mark.get("split"), mark.get("seed")),
+        )
+        path.unlink()
+    return {**mark, **noted}
+
+
+def _write_mark(folder: Path, mark: Mapping[str, Any]) -> None:
+    write_atomically(folder / _MARK, json.dumps(mark).encode())
+
+
+def _decide_splits(photos: Sequence[_Photo], path: Path, *, split: Split | None, seed: int) -> dict[str, str]:
+    """Returns the split of each photo, by source, and keeps them in splits.csv; none where there are to be none."""
+    if split is None:
+        return dict.fromkeys((photo.source for photo in photos), "")
+    previous = read_splits(path) if path.exists() else {}
+    splits = assign_splits({photo.source: photo.item for photo in photos}, split, seed=seed, previous=previous)
+    # Photos that are gone or in review keep their split for when they come back.
+    write_splits(path, {**previous, **splits})
+    return splits
+
+
+def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
+    """Writes all formats into the staging folder and returns how many photos each has, and how many were skipped."""
+    with contextlib.ExitStack() as stack:
+        writers = {name: stack.enter_context(_WRITERS[name](job)) for name in formats}
+        with_masks = any(name in _OF_MASKS for name in formats)
+
+        def prepare(photo: _Photo) -> tuple[str | None, dict[str, Any]]:
+            subject = None
+            try:
+                if with_masks:
+                    subject = _Subject(_read_mask(job, photo))
+                else:
+                    _cut_out(job, photo).stat()
+            except (OSError, ValueError) as error:
+                return getattr(error, "strerror", None) or str(error), {}
+            return None, {name: writer.prepare(photo, subject) for name, writer in writers.items()}
+
+        counts = Counter(dict.fromkeys(formats, 0))
+        ahead = map_ahead(
+            prepare,
+            job.photos,
+            threads=threads,
+            ahead=2 * threads,
+            weigh=lambda photo: photo.pixels if with_masks else 0,
+            most=_MOST_PIXELS,
+        )
+        prepared = stack.enter_context(contextlib.closing(ahead))  # no thread writes on after an interrupt
+        for photo, (problem, parts) in zip(job.photos, prepared, strict=True):
+            if problem is not None:
+                _LOGGER.warning("%s: not exported: its PNG %s: %s", photo.source, photo.file_name, problem)
+                counts["skipped"] += 1
+            for name, part in parts.items():
+                if part is not None:
+                    writers[name].add(photo, part)
+                    counts[name] += 1
+    return counts
+
+
+def _read_mask(job: _Job, photo: _Photo) -> np.ndarray:
+    """Returns the mask of a photo, (height, width) bool.
+
+    Raises:
+        OSError: Its PNG can't be read.
+        ValueError: It is damaged, has no mask, or one without a subject.
+    """
+    mask = read_mask(_cut_out(job, photo))
+    if mask is None:
+        raise ValueError("holds no mask; another program has saved it anew")
+    if not mask.any():
+        raise ValueError("its mask is empty")
+    return mask
+
+
+def _cut_out(job: _Job, photo: _Photo) -> Path:
+    for name in (photo.file_name, photo.source):  # whatever a hand has written into metadata.jsonl
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{name!r} leads out of its folder")
+    return job.output / photo.file_name
+
+
+class _Subject:
+    """What a photo shows, as its mask says, (H, W) bool; outlined once for all formats."""
+
+    def __init__(self, mask: np.ndarray) -> None:
+        self.mask = mask
+
+    @functools.cached_property
+    def outlines(self) -> list[np.ndarray]:
+        return _outlines(self.mask)
+
+
+class _Writer:
+    """Writes one format into the staging folder."""
+
+    def __init__(self, job: _Job) -> None:
+        self.job = job
+        self.numbers = {item: number for number, item in enumerate(job.classes)}
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is None:
+            self.finish()
+
+    def prepare(self, photo: _Photo, subject: _Subject | None) -> Any:
+        """Does what threads can do for a photo, and returns what `add` needs; None where it is not for this format."""
+        raise NotImplementedError
+
+    def add(self, photo: _Photo, part: Any) -> None:
+        """Adds a photo, one after the other, in the order of the rows."""
+
+    def finish(self) -> None:
+        """Writes what comes after the last photo."""
+
+
+class _Coco(_Writer):
+    """Annotations of each split with masks, and with polygons; they go to the disk as they come."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        folder = job.staging / "coco" / "annotations"
+        folder.mkdir(parents=True)
+        self._ids = itertools.count(1)  # of images and annotations, all different over all splits
+        self._files: dict[str, tuple[TextIO, TextIO]] = {}
+        self._images: dict[str, list[str]] = {name: [] for name in job.split_names}
+        head = json.dumps(
+            {
+                "info": {"description": "Made by sam2vit: one object per photo, cut out with SAM 2, labelled by CLIP"},
+                "licenses": [],
+                "categories": [
+                    {"id": number + 1, "name": item, "supercategory": ""} for item, number in self.numbers.items()
+                ],
+            }
+        )
+        for name in job.split_names:
+            ending = f"_{name}.json" if name else ".json"
+            self._files[name] = tuple(
+                (folder / f"{stem}{ending}").open("w", encoding="ascii") for stem in ("instances", "instances_polygons")
+            )
+            for file in self._files[name]:
+                file.write(f'{head[:-1]}, "annotations": [')
+
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        try:
+            super().__exit__(error_type, *error)
+        finally:
+            for file in itertools.chain.from_iterable(self._files.values()):
+                file.close()
+
+    def prepare(self, _photo: _Photo, subject: _Subject) -> dict[str, Any]:
+        from pycocotools import mask as coco_masks
+
+        encoded = coco_masks.encode(np.asfortranarray(subject.mask, np.uint8))
+        return {
+            "size": encoded["size"],
+            "bbox": coco_masks.toBbox(encoded).tolist(),
+            "area": int(coco_masks.area(encoded)),
+            "mask": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
+            "polygons": [polygon.ravel().tolist() for polygon in subject.outlines],
+        }
+
+    def add(self, photo: _Photo, part: dict[str, Any]) -> None:
+        number = next(self._ids)
+        split = self.job.splits[photo.source]
+        height, width = part["size"]
+        image = {"id": number, "file_name": photo.source, "width": width, "height": height}
+        between = ",\n" if self._images[split] else "\n"
+        self._images[split].append(json.dumps(image))
+        category = self.numbers[photo.item] + 1
+        common = {"id": number, "image_id": number, "category_id": category, "bbox": part["bbox"], "area": part["area"]}
+        for file, segmentation in zip(self._files[split], (part["mask"], part["polygons"]), strict=True):
+            file.write(between + json.dumps({**common, "iscrowd": 0, "segmentation": segmentation}))
+
+    def finish(self) -> None:
+        for name, files in self._files.items():
+            images = ",\n".join(self._images[name])
+            for file in files:
+                file.write(f'\n], "images": [\n{images}\n]}}\n')
+
+
+class _Yolo(_Writer):
+    """Two datasets of the same photos: polygons to learn segmentation from, boxes to learn detection from."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        endings = {photo.source: PurePosixPath(photo.source).suffix.lower() for photo in job.photos}
+        unreadable = Counter(ending for ending in endings.values() if ending not in _YOLO_ENDINGS)
+        if unreadable:
+            kinds = ", ".join(sorted(ending or "no ending" for ending in unreadable))
+            _LOGGER.warning(
+                "--export yolo: %d photos are left out, ultralytics does not read them: %s", unreadable.total(), kinds
+            )
+        readable = [source for source, ending in endings.items() if ending in _YOLO_ENDINGS]
+        present = [source for source in readable if (job.dataset_dir / source).is_file()]
+        if len(present) < len(readable):
+            missing = next(iter(set(readable).difference(present)))
+            _LOGGER.warning(
+                "--export yolo: %d photos are no longer in %s, such as %s",
+                *(len(readable) - len(present), job.dataset_dir, missing),
+            )
+        self._stems = _flat_stems(present)
+        self._used: set[str] = set()
+        for task, kind, split in itertools.product(("segment", "detect"), ("images", "labels"), job.split_names):
+            self._folder(task, kind, split).mkdir(parents=True)
+
+    def _folder(self, task: str, kind: str, split: str) -> Path:
+        return self.job.staging / "yolo" / task / kind / _YOLO_SPLITS[split or "train"]
+
+    def prepare(self, photo: _Photo, subject: _Subject) -> str | None:
+        if photo.source not in self._stems:
+            return None
+        original = self.job.dataset_dir / photo.source
+        split, stem = self.job.splits[photo.source], self._stems[photo.source]
+        width_height = subject.mask.shape[::-1]
+        polygon = _join(subject.outlines) / width_height
+        x0, y0, x1, y1 = bounding_box(subject.mask)
+        box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / (width_height * 2)
+        for task, numbers in (("segment", polygon.ravel()), ("detect", box)):
+            image = self._folder(task, "images", split) / f"{stem}{original.suffix}"
+            _link(original, image, copied=_would_be_repaired(original))
+            line = " ".join([f"{self.numbers[photo.item]}", *(f"{number:.6f}" for number in numbers)])
+            (self._folder(task, "labels", split) / f"{stem}.txt").write_text(f"{line}\n", encoding="ascii")
+        return split
+
+    def add(self, _photo: _Photo, part: str) -> None:
+        self._used.add(_YOLO_SPLITS[part or "train"])
+
+    def finish(self) -> None:
+        import yaml
+
+        used = [name for name in _YOLO_SPLITS.values() if name in self._used] or ["train"]
+        # ultralytics asks for both; without a path, both are looked for beside data.yaml.
+        places = {"train": used[0], "val": used[-1], **{name: name for name in used}}
+        notes = [f"# no photos are kept for {name}: it is {place}\n" for name, place in places.items() if name != place]
+        content = {name: f"images/{place}" for name, place in places.items()} | {
+            "names": dict(enumerate(self.job.classes))
+        }
+        text = "".join(notes) + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+        for task in ("segment", "detect"):
+            (self.job.staging / "yolo" / task / "data.yaml").write_text(text, encoding="utf-8")
+
+
+class _CaptionFile(_Writer):
+    """Captions of the cut-outs."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        self._lines: list[tuple[str, str]] = []
+
+    def prepare(self, photo: _Photo, _subject: _Subject | None) -> tuple[str, str]:
+        return photo.file_name, photo.caption
+
+    def add(self, _photo: _Photo, part: tuple[str, str]) -> None:
+        self._lines.append(part)
+
+    def finish(self) -> None:
+        write_atomically(self.job.staging / _place("captions"), format_csv(("file", "caption"), self._lines))
+
+
+class _ImageFolder(_Writer):
+    """The cut-outs by split and item, with a card that tells `datasets` which is which.
+
+    Its records hold nothing that can be missing: a column that is empty in one split would have another type there,
+    and `datasets` would refuse the whole.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        self._folder = job.staging / "imagefolder"
+        self._folder.mkdir()
+        self._lines: dict[str, list[str]] = {}
+
+    def prepare(self, photo: _Photo, _subject: _Subject | None) -> str:
+        split = self.job.splits[photo.source]
+        _link(_cut_out(self.job, photo), self._folder / split / photo.file_name)
+        return split
+
+    def add(self, photo: _Photo, part: str) -> None:
+        record = {"file_name": photo.file_name, "label": photo.item, "source": photo.source}
+        self._lines.setdefault(part, []).append(f"{json.dumps(record)}\n")
+
+    def finish(self) -> None:
+        used = [name for name in SPLIT_NAMES if name in self._lines]
+        for name in used:
+            (self._folder / name / METADATA).write_text("".join(self._lines[name]), encoding="ascii")
+        (self._folder / CARD).write_text(_card({name: len(self._lines[name]) for name in used}), encoding="utf-8")
+
+
+def _card(counts: Mapping[str, int]) -> str:
+    """Returns the dataset card; without explicit `configs`, items called `test` or `val` would become splits."""
+    files = "".join(
+        f'  - split: {name}\n    path:\n    - {name}/{METADATA}\n    - "{name}/**/*.png"\n' for name in counts
+    )
+    configs = f"configs:\n- config_name: default\n  data_files:\n{files}" if counts else ""
+    table = "".join(f"| {name} | {count} |\n" for name, count in counts.items())
+    return f"""---
+{configs}task_categories:
+- image-classification
+---
+# Cut-outs by split and item
+
+Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP. The pictures are hard links
+to those of the output, where the file system has them.
+
+| split | photos |
+| --- | --- |
+{table}"""
+
+
+class _Masks(_Writer):
+    """Masks as pictures."""
+
+    def __init__(self, job: _Job) -> None:
+        super().__init__(job)
+        (job.staging / "masks").mkdir()
+
+    def prepare(self, photo: _Photo, subject: _Subject) -> str:
+        path = self.job.staging / "masks" / photo.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", subject.mask.astype(np.uint8) * 255)[1].tobytes())
+        return photo.file_name
+
+
+_WRITERS = {"coco": _Coco, "yolo": _Yolo, "captions": _CaptionFile, "imagefolder": _ImageFolder, "masks": _Masks}
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """Returns the outer outline of each part of an (H, W) bool mask, largest first, each (N, 2) int, x and y.
+
+    Coordinates are corners of pixels, from 0 to W and H, as COCO counts: OpenCV's are pixels' centres, and polygons of
+    those are half a pixel too small all around. So the mask is traced at twice its size, where each pixel has corners
+    of its own, and simplified after.
+    """
+    x0, y0, x1, y1 = bounding_box(mask)
+    subject = mask[y0:y1, x0:x1].astype(np.uint8)
+    twice = cv2.resize(subject, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(twice, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = []
+    for contour in sorted(contours, key=cv2.contourArea, reverse=True):
+        exact = (contour + 1) // 2
+        simple = cv2.approxPolyDP(exact, _TOLERANCE, closed=True)
+        outlines.append((simple if len(simple) > 2 else exact)[:, 0] + (x0, y0))
+    return outlines
+
+
+def _join(outlines: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns one polygon, (N, 2), that walks to each further part and back on the same line, which has no width."""
+    whole = outlines[0]
+    smallest = _SPECK * sum(map(_area, outlines))
+    for part in outlines[1:]:
+        if _area(part) < smallest:
+            break
+        steps = [math.ceil(len(each) / _SEAM_POINTS) for each in (whole, part)]
+        from_whole, from_part = whole[:: steps[0]], part[:: steps[1]]
+        distances = ((from_whole[:, None] - from_part[None]) ** 2).sum(axis=2)  # (points of whole, points of part)
+        leave, arrive = np.unravel_index(distances.argmin(), distances.shape)
+        leave, arrive = leave * steps[0], arrive * steps[1]
+        tour = np.roll(part, -arrive, axis=0)
+        whole = np.concatenate([whole[: leave + 1], tour, tour[:1], whole[leave:]])
+    return whole
+
+
+def _area(outline: np.ndarray) -> float:
+    return cv2.contourArea(outline.astype(np.int32))
+
+
+def _flat_stems(sources: Sequence[str]) -> dict[str, str]:
+    """Returns a name without ending for each photo, all different, even where case does not count, without folders.
+
+    ultralytics looks for the labels of `x/images/y.jpg` in `x/labels/y.txt`, whatever the folder `images` is for, and
+    other readers don't look into folders at all. `a.jpg` and `a.png` would share one file of labels.
+    """
+    plain = {source: str(PurePosixPath(source).with_suffix("")).replace("/", "__") for source in sources}
+    count = Counter(_same_on_disk(stem) for stem in plain.values())
+    stems: dict[str, str] = {}
+    taken = set(count)
+    for source, stem in plain.items():
+        name = stem
+        if count[_same_on_disk(stem)] > 1 or len(stem.encode()) > _LONGEST_STEM:
+            kept = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
+            tries = (f"{kept}-{digest('stem', source)[:digits]}" for digits in (8, 64))
+            name = next(each for each in tries if _same_on_disk(each) not in taken)
+            taken.add(_same_on_disk(name))
+        stems[source] = name
+    return stems
+
+
+def _same_on_disk(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _would_be_repaired(original: Path) -> bool:
+    """Whether ultralytics would write to a photo: it saves a JPEG anew that does not end as one, in its own place."""
+    with open_regular(original) as file:
+        if file.read(2) != b"\xff\xd8":
+            return False
+        file.seek(-2, os.SEEK_END)
+        return file.read() != _END_OF_JPEG
+
+
+def _link(original: Path, link: Path, *, copied: bool = False) -> None:
+    """Makes a file a hard link, else a symbolic one, else a copy of another; or a copy at once."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = original.resolve(strict=True)
+    if not copied:
+        for attempt in (os.link, os.symlink):
+            with contextlib.suppress(OSError):
+                attempt(target, link)
+                return
+    shutil.copyfile(target, link)
