@@ -172,6 +172,8 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("--overwrite and --dry-run are for runs over photos; leave them out")
     if settings.no_sam and settings.min_mask_score > 0:
         raise ConfigError(f"--min-mask-score {settings.min_mask_score:g}: SAM 2 is off; leave out --no-sam")
+    if settings.no_sam and settings.check:
+        raise ConfigError("--check: its views are of the cut-out, and SAM 2 is off; leave out --no-sam")
 
 
 def _expand(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class RunProgress:
 def print_summary(
     console: Console,
     *,
-    items: Sequence[tuple[str, int, float]],
+    items: Sequence[tuple[str, int, int, float]],
     failures: Sequence[Mapping[str, Any]],
     written: int,
     skipped: int,
@@ -185,7 +185,7 @@ def print_summary(
 
     Args:
         console: Where to.
-        items: (item, photos, mean probability) of all photos in the output.
+        items: (item, photos, photos in review, mean probability of the former) of all photos in the output.
         failures: The rows of failures.jsonl.
         written: Photos written by this run.
         skipped: Files that are no images.
@@ -196,12 +196,16 @@ def print_summary(
         table.add_column("item")
         table.add_column("photos", justify="right")
         table.add_column("mean probability", justify="right")
-        for item, count, probability in sorted(items, key=lambda row: (-row[1], row[0])):
-            table.add_row(Text(printable(item)), str(count), f"{probability:.3f}")
-        table.add_section()
-        total = sum(count for _, count, _ in items)
-        mean = sum(count * probability for _, count, probability in items) / total
-        table.add_row("all", str(total), f"{mean:.3f}")
+        total, doubtful = (sum(row[column] for row in items) for column in (1, 2))
+        if doubtful:
+            table.add_column("in review", justify="right")
+        mean = sum(count * probability for _, count, _, probability in items) / max(1, total)
+        rows = sorted(items, key=lambda row: (-row[1], row[0]))
+        for number, (item, count, in_review, probability) in enumerate([*rows, ("all", total, doubtful, mean)]):
+            if number == len(rows):
+                table.add_section()
+            shown = f"{probability:.3f}" if count else ""
+            table.add_row(Text(printable(item)), str(count), shown, *([str(in_review)] if doubtful else []))
         console.print(table)
     speed = written / seconds if seconds else 0.0
     console.print(
@@ -215,6 +219,17 @@ def print_summary(
             stages[row["stage"]] += 1
         by_stage = ", ".join(f"{count} in {stage}" for stage, count in sorted(stages.items()))
         console.print(Text(f"failures.jsonl has the reasons ({by_stage}); the same command tries them again"))
+
+
+def print_changes(console: Console, changed: Mapping[tuple[str, str], int]) -> None:
+    """Prints how many photos went from which item to which, the most frequent first."""
+    if not changed:
+        return
+    table = Table("before", "after", "photos", title="Changed items", title_justify="left")
+    table.columns[-1].justify = "right"
+    for (before, after), count in sorted(changed.items(), key=lambda each: (-each[1], each[0])):
+        table.add_row(Text(printable(before)), Text(printable(after)), str(count))
+    console.print(table)
 
 
 def count_of(count: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import csv_utilities
+from config_utilities import PROMPT_KEYS, Settings
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
@@ -251,15 +252,24 @@ def undo(finished: Finished) -> str:
 
 def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> int:
     """Sorts the photos anew into the output and its review folder, and returns how many have moved."""
-    settings = {key: getattr(thresholds, name) for name, key in _THRESHOLDS.items()}
-    # Those that let all pass are as if they were not given: a run without the flag goes on.
-    defaults = Thresholds()
-    kept = {key: value for name, key in _THRESHOLDS.items() if (value := settings[key]) != getattr(defaults, name)}
-    new = {key: value for key, value in finished.settings.items() if key not in settings} | kept
     after = [{**row, "flags": review_flags(row, thresholds)} for row in finished.records.values()]
     moved = sum(finished.places.of(row) != finished.places.of(finished.records[row["source"]]) for row in after)
-    finished.revise(after, by=by, settings=new)
+    finished.revise(after, by=by, settings=with_thresholds(finished.settings, thresholds))
     return moved
+
+
+def relabelled_settings(before: Mapping[str, Any], settings: Settings, thresholds: Thresholds) -> dict[str, Any]:
+    """Returns what `.run.json` is to say after other prompts: as a run with them would have said."""
+    prompts = {name: list(getattr(settings, name)) for name in PROMPT_KEYS}
+    return with_thresholds({**before, **prompts, "decision": settings.decision}, thresholds)
+
+
+def with_thresholds(settings: Mapping[str, Any], thresholds: Thresholds) -> dict[str, Any]:
+    """Returns a `.run.json` with other thresholds; one that lets all pass stands as little there as in a run's."""
+    given = {key: getattr(thresholds, name) for name, key in _THRESHOLDS.items()}
+    none = {key: getattr(Thresholds(), name) for name, key in _THRESHOLDS.items()}
+    others = {key: value for key, value in settings.items() if key not in given}
+    return others | {key: value for key, value in given.items() if value != none[key]}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from check_utilities import colour_disagrees, is_disputed, other_views
 from clip_utilities import ClipModel
 from config_utilities import Settings
 from console_utilities import RunProgress
@@ -40,6 +41,7 @@ from photo_limit_utilities import MAX_PIXELS
 from photo_utilities import OpenedPhoto
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
 from prompt_utilities import Label
+from record_utilities import COLOUR, VIEW
 from sam_utilities import Sam2, Segmentation, predict_sam2, to_pixels
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class Photo:
         flags: What is doubtful about it.
         crop: The part of it that is written, (x0, y0, x1, y1) in pixels; None where that is all of it.
         clip_pixels: The subject on white in CLIP's frame, until CLIP has seen it.
+        other_pixels: Other views of it in that frame, for a second opinion, until CLIP has seen them.
         features: (D,) float16, what CLIP's image tower makes of it.
         label: What CLIP says.
         seconds: The models' time for its batches, divided by the photos in them.
@@ -82,6 +85,7 @@ class Photo:
     flags: tuple[str, ...] = ()
     crop: tuple[int, int, int, int] | None = None
     clip_pixels: Tensor | None = None
+    other_pixels: Sequence[Tensor] = ()
     features: np.ndarray | None = None
     label: Label | None = None
     seconds: float = 0.0
@@ -404,6 +408,31 @@ def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 
     seconds = (time.perf_counter() - began) / len(photos)
     for photo, label, half in zip(photos, labels, halves, strict=True):
         photo.label, photo.features, photo.clip_pixels = label, half, None
+        photo.seconds += seconds
+    return photos
+
+
+def view_photo(clip_model: ClipModel, settings: Settings, photo: Photo) -> Photo:
+    """Brings other views of a subject into CLIP's frame, and flags it where its colour contradicts its label."""
+    with stage("second opinion"):
+        views = other_views(photo.image, photo.mask, alpha=photo.alpha, clip_view=settings.clip_view)
+        photo.other_pixels = [clip_model.to_pixels(view) for view in views]
+        if colour_disagrees(photo.image, photo.mask, photo.label.item, settings.colours):
+            photo.flags = (*photo.flags, COLOUR)
+    return photo
+
+
+def check_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 0) -> Sequence[Photo]:
+    """Lets CLIP look at the other views of a batch of photos, and flags labels that do not survive them."""
+    began = time.perf_counter()
+    views = len(photos[0].other_pixels)
+    pixels = [each for photo in photos for each in photo.other_pixels]
+    labels = clip_model.process(pixels=pixels, fill=fill * views)
+    seconds = (time.perf_counter() - began) / len(photos)
+    for index, photo in enumerate(photos):
+        if is_disputed(photo.label, labels[index * views : (index + 1) * views]):
+            photo.flags = (*photo.flags, VIEW)
+        photo.other_pixels = ()
         photo.seconds += seconds
     return photos
 

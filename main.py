@@ -6,23 +6,27 @@ python main.py --dataset-dir dataset_cars --output output
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+import json
 import logging
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from config_utilities import Settings, available_presets, read_config, read_settings
+from config_utilities import PROMPT_KEYS, Settings, available_presets, read_config, read_settings
 from errors import ConfigError, OutputError, PromptError, UserError
 from flag_utilities import parse_flags
-from prompt_utilities import get_prompts
+from pipeline_utilities import stage
+from prompt_utilities import get_prompts, replace_item
+from record_utilities import Thresholds
 from signal_utilities import Signals
 
 if TYPE_CHECKING:
@@ -30,10 +34,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clip_utilities import ClipModel
+    from curation_utilities import Finished
     from dataset_utilities import PhotoFile
     from flow_utilities import Flow, Photo
     from focus_utilities import Detector, Focus
     from output_utilities import OutputFolder
+    from record_utilities import Places
     from sam_utilities import Sam2
 
 # Before torch is imported: operations that MPS lacks run on the CPU instead of failing.
@@ -43,6 +49,8 @@ _LOGGER = logging.getLogger("sam2vit")
 
 EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
+
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # of lines with names in them
 
 DRY_RUN_LINES = 20  # photos that --dry-run lists
 DRY_RUN_PROMPTS = 8  # prompts that it shows
@@ -60,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.list_presets:
             return list_presets()
         with _console(settings) as console, signals:
-            return dry_run(settings, console) if settings.dry_run else run(settings, console, signals)
+            if settings.dry_run:
+                return dry_run(settings, console)
+            return curate(settings, console) if settings.revises else run(settings, console, signals)
     except UserError as error:
         _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
         return EXIT_UNUSABLE
@@ -74,9 +84,10 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     from output_utilities import lock_output
     from record_utilities import clear_temporaries
 
+    check_side_products(settings)
     folders, files = check_folders(settings)
     with lock_output(folders.output):
-        for folder in (folders.debug, folders.unknown):
+        for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
         return do_dataset(folders, files, settings, console, signals)
 
@@ -91,12 +102,12 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         console: Where to say it.
         signals: Which may end it early.
     """
-    from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary, printable
+    from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
     from dataset_utilities import find_photos, watch_dataset
     from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads, select_pixels_at_once
     from flow_utilities import Flow
     from output_utilities import OutputFolder
-    from pipeline_utilities import measures_devices, stage
+    from pipeline_utilities import measures_devices
 
     _seed_everything(settings.seed)
     keep_freed_memory()
@@ -104,7 +115,8 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     point = read_focus(settings)
     machine = select_machine(settings, files)
     leave_cores_to_threads([machine.device, machine.clip_device])
-    print_facts(console, _facts(settings, machine, files))
+    facts = _facts(settings, machine, files)
+    print_facts(console, facts)
 
     began = time.monotonic()
     models = load_models(settings, machine)
@@ -118,6 +130,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         threads=_threads(),
         most_pixels=most_pixels,
         unknown=folders.unknown if settings.keep_unknown else None,
+        thresholds=settings.thresholds,
     )
     if output.done:
         _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
@@ -144,36 +157,41 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
             fail_folder = functools.partial(_fail_folder, output, check_dataset)
             files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
             for photo in do_photos(files_found, flow, settings, machine, models, point=point):
-                write_photo(photo, output, settings, folders.debug)
+                write_photo(photo, output, settings, folders)
                 progress.advance()
             if settings.limit is None and not signals.stopping():
                 output.finish()
     except (KeyboardInterrupt, UserError) as error:
         stopped = error
 
+    seconds = time.monotonic() - began
+    written = output.total - done_before
     print_summary(
         console,
-        items=[(item, count, output.mean_probability(item)) for item, count in output.counts.items()],
+        items=[
+            (item, output.counts[item], output.in_review[item], output.mean_probability(item))
+            for item in {**output.counts, **output.in_review}
+        ],
         failures=output.failures,
-        written=sum(output.counts.values()) - done_before,
+        written=written,
         skipped=output.skipped,
-        seconds=time.monotonic() - began,
+        seconds=seconds,
     )
     if isinstance(stopped, UserError):
         raise stopped
     if stopped is not None or signals.stopping():
         _say_error("interrupted; what was finished is in place, the same command goes on from there")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
-    if not output.counts and not output.failures:
+    if not output.total and not output.failures:
         return _say_no_photos(settings)
+    facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
+    write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
     if settings.micro:
         console.print(
-            f"Look at {printable(settings.output)}/. The micro models are for trying out; for photographs leave out "
+            "The micro models are for trying out; for photographs leave out "
             "--demo and --micro:\n  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER\nwhich downloads "
             f"{Settings.sam_model} and {Settings.clip_model}, 0.9 GB each.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            **_PLAIN,
         )
     return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
 
@@ -240,7 +258,15 @@ def do_photos(
     point: Callable[[Photo], Focus | None],
 ) -> Iterator[Photo]:
     """Yields the photos that are still to be done, cut out and labelled."""
-    from flow_utilities import cut_photo, find_subjects, label_photos, segment_photos, verify_subjects
+    from flow_utilities import (
+        check_photos,
+        cut_photo,
+        find_subjects,
+        label_photos,
+        segment_photos,
+        verify_subjects,
+        view_photo,
+    )
 
     photos = flow.read(files, models.sam2_model, limit=settings.limit, max_pixels=settings.max_pixels, point=point)
     if settings.focus == "detector":
@@ -250,7 +276,11 @@ def do_photos(
     photos = flow.in_threads(photos, functools.partial(cut_photo, models.clip_model, settings))
     if settings.verify_focus:
         photos = flow.in_batches(photos, functools.partial(verify_subjects, models.detector, settings))
-    return flow.in_batches(photos, functools.partial(label_photos, models.clip_model), machine.clip_batch_size)
+    photos = flow.in_batches(photos, functools.partial(label_photos, models.clip_model), machine.clip_batch_size)
+    if settings.check:
+        photos = flow.in_threads(photos, functools.partial(view_photo, models.clip_model, settings))
+        photos = flow.in_batches(photos, functools.partial(check_photos, models.clip_model), machine.clip_batch_size)
+    return photos
 
 
 @dataclass(frozen=True)
@@ -335,15 +365,90 @@ def load_models(settings: Settings, machine: Machine) -> Models:
     return Models(clip_model, sam2_model, detector)
 
 
-def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_dir: Path) -> None:
-    """Sends a cut-out and its record on their way, and with `--debug` its inspection picture."""
+def check_side_products(settings: Settings) -> None:
+    """Says before a run of hours what would keep its exports from being made."""
+    if settings.exports:
+        from export_utilities import check_exports
+
+        check_exports(settings.exports, split=_split(settings), has_masks=not settings.no_sam)
+
+
+def write_side_products(
+    settings: Settings,
+    folders: Folders,
+    places: Places,
+    items: Sequence[str],
+    console: Console,
+    *,
+    facts: Mapping[str, str],
+) -> None:
+    """Writes the exports that are asked for, and the report's page.
+
+    Args:
+        settings: Of the run.
+        folders: Where to, and where the photos are.
+        places: Of the cut-outs.
+        items: All that photos could be given.
+        console: Where to say it.
+        facts: What the page says of the run.
+    """
+    from console_utilities import printable
+    from record_utilities import FAILURE_TYPES, FAILURES, iterate_records, read_lines
+
+    if settings.exports:
+        from export_utilities import Captions, export
+
+        def prompt_for(row: Mapping[str, Any]) -> str:
+            item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
+            return replace_item(row["prompt"], item, row["label"], **parts)
+
+        counts = export(
+            settings.exports,
+            iterate_records(places),
+            output=places.output,
+            dataset_dir=folders.dataset,
+            folder=folders.export,
+            items=items,
+            split=_split(settings),
+            seed=settings.seed,
+            captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
+            threads=_threads(),
+        )
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        console.print(f"Exports in {printable(str(folders.export))}/: {told}", **_PLAIN)
+    if not settings.no_report:
+        from report_utilities import write_report
+
+        failures, _ = read_lines(places.output / FAILURES, FAILURE_TYPES)
+        page = write_report(
+            folders.report,
+            places,
+            iterate_records(places),
+            dataset_dir=folders.dataset,
+            failures=failures,
+            facts=facts,
+            items=items,
+            threads=_threads(),
+        )
+        console.print(f"Look through it, the doubtful first: {printable(page.resolve().as_uri())}", **_PLAIN)
+
+
+def _split(settings: Settings) -> Any:
+    from split_utilities import parse_split
+
+    return None if settings.split is None else parse_split(settings.split)
+
+
+def write_photo(photo: Photo, output: OutputFolder, settings: Settings, folders: Folders) -> None:
+    """Sends a cut-out and its record on their way, its thumbnails, and with `--debug` its inspection picture."""
     from record_utilities import photo_record, write_atomically
 
     label, segmentation = photo.label, photo.segmentation
     record = photo_record(
         label, segmentation, photo.region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=photo.crop
     )
-    output.write(photo.file, functools.partial(_draw, photo, settings.background, photo.crop), record)
+    draw = functools.partial(_draw_with_thumbnails, photo, settings, folders.report)
+    output.write(photo.file, draw, record, mask=photo.mask, features=photo.features)
 
     scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
     if segmentation is not None:
@@ -355,7 +460,7 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, debug_di
         scores += f", {' '.join(photo.flags)}"
     _LOGGER.info("%s: %s, %.2f s", photo.file.source, scores, photo.seconds)
     if settings.debug:
-        path = (debug_dir / photo.file.name).with_suffix(".jpg")
+        path = (folders.debug / photo.file.name).with_suffix(".jpg")
         try:
             write_atomically(path, _draw_inspection(photo, settings, scores))
         except OSError as error:
@@ -382,12 +487,175 @@ def _draw_inspection(photo: Photo, settings: Settings, caption: str) -> bytes:
     )
 
 
+def _draw_with_thumbnails(photo: Photo, settings: Settings, report_dir: Path) -> np.ndarray:
+    """Returns what is written of a photo; the page's thumbnails are made beside it, while the pixels are at hand."""
+    from thumbnail_utilities import save_thumbnails
+
+    if not settings.no_report:
+        alpha = photo.alpha
+        if alpha is None and photo.mask is not None:
+            alpha = photo.mask.view("uint8") * 255
+        with stage("thumbnails"):
+            save_thumbnails(report_dir, photo.file.source, photo.image, alpha=alpha, crop=photo.crop)
+    return _draw(photo, settings.background, photo.crop)
+
+
 def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """Returns a photo's cut-out, (h, w, 4) uint8 RGBA, or the part of it that a box (x0, y0, x1, y1) shows."""
     from mask_utilities import background_rgba, crop, cut_out
 
     picture = cut_out(photo.image, photo.mask, background, alpha=photo.alpha)
     return picture if box is None else crop(picture, box, background_rgba(background))
+
+
+def curate(settings: Settings, console: Console) -> int:
+    """Does what is asked for with an output that is there, and returns the exit code."""
+    from console_utilities import count_of, printable
+    from curation_utilities import apply_corrections, read_finished, undo
+    from output_utilities import lock_output
+    from report_utilities import read_facts
+
+    output = Path(settings.output)
+    if not output.is_dir():
+        raise OutputError(f"--output {output}: no run has written to it yet; name the output of one")
+    code = EXIT_COMPLETE
+    with lock_output(output):
+        finished = read_finished(output)
+        if settings.undo:
+            console.print(f"Taken back: {printable(undo(finished))}", **_PLAIN)
+            finished = read_finished(output)
+        if settings.apply:
+            counts = apply_corrections(finished, Path(settings.apply))
+            changed = counts.pop("changed")
+            told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+            console.print(f"{told or 'No corrections'}; {count_of(changed, 'record')} changed", **_PLAIN)
+        if settings.relabel:
+            relabel_photos(finished, settings, console)
+        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
+        if settings.evaluate:
+            code = evaluate_labels(finished, settings, folders, console)
+        made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
+        settings = dataclasses.replace(settings, **made_with, no_sam=bool(finished.settings.get("no_sam")))
+        check_side_products(settings)
+        redraw_thumbnails(settings, folders, finished, console)
+        facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
+        write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
+    return code
+
+
+def relabel_photos(finished: Finished, settings: Settings, console: Console) -> None:
+    """Labels every photo of an output anew with other prompts, and says what that has changed."""
+    from clip_utilities import ClipModel
+    from console_utilities import count_of, print_changes
+    from curation_utilities import relabel, relabelled_settings
+    from device_utilities import select_device, select_precision
+
+    model = finished.settings.get("clip_model", settings.clip_model)
+    device = select_device(settings.clip_device, purpose="CLIP")
+    clip_model = ClipModel(
+        model,
+        device,
+        items=settings.items,
+        prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
+        decision=settings.decision,
+        precision=select_precision(settings.precision, device),
+        show_progress=not settings.quiet,
+    )
+    if clip_model.digest != finished.settings.get("clip_weights"):
+        raise OutputError(
+            f"--relabel: {model} is not the model that {finished.places.output} was made with; run over the photos "
+            "again with --overwrite"
+        )
+    thresholds = finished.thresholds if settings.thresholds == Thresholds() else settings.thresholds
+    new = relabelled_settings(finished.settings, settings, thresholds)
+    result = relabel(
+        finished, clip_model, thresholds=thresholds, settings=new, by=f"--relabel --config {settings.config}"
+    )
+    print_changes(console, result.changed)
+    console.print(
+        f"{sum(result.changed.values())} of {count_of(result.photos, 'photo')} have another item, "
+        f"{result.kept} keep the one that a human gave them, {result.moved_to_review} went to review",
+        **_PLAIN,
+    )
+
+
+def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> int:
+    """Says how good the labels are, keeps that for the page, and sends to review what breaks a promised precision."""
+    import numpy as np
+    from evaluation_utilities import (
+        describe,
+        draw_confusion,
+        draw_reliability,
+        evaluate,
+        find_threshold,
+        print_evaluation,
+        read_labels,
+        to_dict,
+    )
+
+    from console_utilities import count_of, printable
+    from curation_utilities import set_thresholds
+    from record_utilities import write_atomically
+    from report_utilities import EVALUATION
+
+    rows = list(finished.records.values())
+    labels = read_labels(Path(settings.evaluate), finished.find)
+    if labels.unknown:
+        _LOGGER.warning(
+            "%s: %d names are no photos of this output, such as %s", settings.evaluate, labels.unknown, labels.example
+        )
+    evaluation = evaluate(rows, labels, finished.items)
+    print_evaluation(console, evaluation)
+    contents = {
+        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False),
+        "confusion.svg": draw_confusion(evaluation),
+        "reliability.svg": draw_reliability(evaluation),
+    }
+    for name, content in contents.items():
+        write_atomically(folders.report / name, content.encode())
+    console.print(f"As JSON and pictures in {printable(str(folders.report))}/", **_PLAIN)
+    target = settings.target_precision
+    if target is None:
+        return EXIT_COMPLETE
+    labelled = [finished.records[source] for source in labels.truth]
+    threshold = find_threshold(
+        np.array([row["item_probability"] for row in rows]),
+        np.array([row["item_probability"] for row in labelled]),
+        np.array([labels.truth[row["source"]] == row["model_label"] for row in labelled]),
+        target=target,
+    )
+    console.print(describe(threshold, target), **_PLAIN)
+    if threshold.threshold is None:
+        return EXIT_INCOMPLETE
+    thresholds = dataclasses.replace(finished.thresholds, item_probability=threshold.threshold)
+    moved = set_thresholds(finished, thresholds, by=f"--target-precision {target:g}")
+    console.print(
+        f"{count_of(moved, 'photo')} moved; runs that add photos go on with --min-probability {threshold.threshold:g}",
+        **_PLAIN,
+    )
+    return EXIT_COMPLETE
+
+
+def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, console: Console) -> None:
+    """Draws the thumbnails of the page that are missing: of a run without a report, or by an earlier version."""
+    from console_utilities import RunProgress
+    from thumbnail_utilities import redraw_missing
+
+    if settings.no_report:
+        return
+    with RunProgress(console, total=len(finished.records)) as progress:
+        missing = redraw_missing(
+            folders.report,
+            finished.records.values(),
+            output=finished.places.output,
+            review=finished.places.review,
+            dataset_dir=folders.dataset,
+            max_pixels=settings.max_pixels,
+            threads=_threads(),
+            on_progress=progress.advance,
+        )
+    if missing:
+        _LOGGER.warning("%d photos are gone from %s, or can't be read: the page lacks them", missing, folders.dataset)
 
 
 def dry_run(settings: Settings, console: Console) -> int:
@@ -456,24 +724,40 @@ class Folders:
     output: Path
     debug: Path
     unknown: Path
+    review: Path
+    report: Path
+    export: Path
 
     @property
     def own(self) -> list[Path]:
         """The folders that are no photos even where they lie inside the dataset."""
-        return [self.output, self.debug, self.unknown]
+        return [self.output, self.debug, self.unknown, self.review, self.report, self.export]
 
 
 def check_folders(settings: Settings) -> tuple[Folders, int]:
     """Returns the folders of a run, and how many files the dataset has; refuses those that would mix."""
     from dataset_utilities import count_files
-    from output_utilities import check_output, sibling
+    from output_utilities import check_output
 
-    output = Path(settings.output)
-    folders = Folders(Path(settings.dataset_dir), output, sibling(output, "debug"), sibling(output, "unknown"))
+    folders = name_folders(settings.dataset_dir, settings.output)
     files = count_files(folders.dataset, exclude=folders.own)
-    sides = [(folders.debug, settings.debug), (folders.unknown, settings.keep_unknown)]
-    check_output(output, folders.dataset, side_folders=[folder for folder, used in sides if used])
+    sides = [
+        (folders.debug, settings.debug),
+        (folders.unknown, settings.keep_unknown),
+        (folders.review, settings.thresholds != Thresholds()),
+        (folders.report, not settings.no_report),
+        (folders.export, settings.exports),
+    ]
+    check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
     return folders, files
+
+
+def name_folders(dataset_dir: str, output: str) -> Folders:
+    """Returns the folders that go with a dataset and an output."""
+    from output_utilities import sibling
+
+    sides = (sibling(Path(output), kind) for kind in ("debug", "unknown", "review", "report", "export"))
+    return Folders(Path(dataset_dir), Path(output), *sides)
 
 
 def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
@@ -508,6 +792,9 @@ def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> 
     deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
     deciding["clip_weights"] = models.clip_model.digest
     deciding["clip_precision"] = machine.clip_precision
+    deciding["clip_model"] = settings.clip_model
+    if settings.check:
+        deciding["colours"] = settings.colours
     if not settings.no_sam:
         sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
         config_path = find_config(settings.sam_config or config_name(settings.sam_model))
@@ -529,6 +816,7 @@ _OPTIONAL = (
     *("focus", "require_focus", "verify_focus"),
     *("clean_mask", "edges", "feather", "min_area", "max_area", "strict"),
     *("crop", "padding", "square", "clip_view"),
+    *("min_probability", "min_margin", "min_mask_score", "check"),
 )
 
 

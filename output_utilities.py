@@ -246,9 +246,14 @@ class OutputFolder:
         """How many photos earlier runs have finished."""
         return len(self._done)
 
+    @property
+    def total(self) -> int:
+        """How many photos are written, those in review and those of earlier runs included."""
+        return self.counts.total() + self.in_review.total()
+
     def mean_probability(self, item: str) -> float:
-        """Returns the mean item_probability of the photos of an item."""
-        return self._probabilities[item] / self.counts[item]
+        """Returns the mean item_probability of the photos of an item, those in review left out; 0 without any."""
+        return self._probabilities[item] / self.counts[item] if self.counts[item] else 0.0
 
     def is_done(self, photo: PhotoFile) -> bool:
         """Whether the photo's cut-out and record are in place."""

@@ -82,7 +82,10 @@ def _expand_mask(data: bytes, checksum: bytes) -> np.ndarray:
     row = -(-width // 8)
     if not 0 < width * height <= _LARGEST_MASK:
         raise ValueError(f"its mask has {width} x {height} pixels")
-    expanded = isal_zlib.decompressobj().decompress(data[_SIZE.size :], max_length=row * height)
+    try:
+        expanded = isal_zlib.decompressobj().decompress(data[_SIZE.size :], max_length=row * height)
+    except isal_zlib.error:
+        raise ValueError("its mask is damaged") from None
     if len(expanded) != row * height:
         raise ValueError("its mask is damaged")
     bits = np.bitwise_xor.accumulate(np.frombuffer(expanded, np.uint8).reshape(height, row), axis=0)

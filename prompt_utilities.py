@@ -52,6 +52,19 @@ def get_prompts(prefixes: Sequence[str], items: Sequence[str], postfixes: Sequen
     ]
 
 
+def replace_item(prompt: str, item: str, other: str, *, prefixes: Sequence[str], postfixes: Sequence[str]) -> str:
+    """Returns a prompt of an item with another item in its place; as it is where it is none of these prompts.
+
+    Not by searching its words: "a red car on red sand" has the item once.
+    """
+    parts = [(prefix, postfix) for prefix in prefixes for postfix in postfixes]
+    index = {each: place for place, each in enumerate(get_prompts(prefixes, [item], postfixes))}.get(prompt)
+    if index is None:
+        return prompt
+    prefix, postfix = parts[index]
+    return get_prompts([prefix], [other], [postfix])[0]
+
+
 def decide(
     prompt_probabilities: np.ndarray,
     prompts: Sequence[str],

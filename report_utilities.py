@@ -13,7 +13,6 @@ import hashlib
 import heapq
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from png_utilities import read_mask
 from record_utilities import REVIEW, Places, write_atomically
 from thumbnail_utilities import thumbnail_names
 
-PAGE, EVALUATION = "index.html", "evaluation.json"
+PAGE, EVALUATION, _FACTS = "index.html", "evaluation.json", "facts.json"
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
 _SOURCES = ("report.css", "report.js")
 
@@ -84,12 +83,13 @@ def write_report(
             "review": _url(places.review, folder),
             "dataset": _url(dataset_dir, folder),
         },
-        "evaluation": _read_evaluation(folder),
+        "evaluation": _read_json(folder / EVALUATION),
         "pictures": [{"src": name, "alt": alt} for name, alt in PICTURES.items() if (folder / name).exists()],
     }
     index["counts"] |= {"failed": len(failures), "shown": len(doubtful)}
     data = folder / "data"
     try:
+        write_atomically(folder / _FACTS, json.dumps(facts, indent=1).encode())
         # First what is read last, so that a page never asks for what is not there yet.
         for number, begin in enumerate(range(0, len(doubtful), _CHUNK)):
             some = doubtful[begin : begin + _CHUNK]
@@ -230,13 +230,6 @@ def _url(folder: Path, base: Path) -> str:
     return f"{quote(os.fsencode(relative))}/"
 
 
-def _read_evaluation(folder: Path) -> Any:
-    try:
-        return json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or it was cut off: it is made again by --evaluate
-        return None
-
-
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -249,9 +242,14 @@ def _delete_from(data: Path, count: int) -> None:
         count += 1
 
 
-def clear_report(folder: Path) -> None:
-    """Deletes a report with its thumbnails."""
-    for name in ("data", "thumbnails"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (PAGE, *_SOURCES, EVALUATION, *PICTURES, "facts.json"):
-        (folder / name).unlink(missing_ok=True)
+def read_facts(folder: Path) -> dict[str, str]:
+    """Returns what the page said of the run that it was last built after; nothing where it was not built."""
+    facts = _read_json(folder / _FACTS)
+    return {str(name): str(value) for name, value in facts.items()} if isinstance(facts, dict) else {}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # it is missing, or was cut off; then the page does without
+        return None

@@ -52,7 +52,13 @@ def test_counts_agree_with_their_noun(count, shown):
 
 def summarise(**changes):
     console = make_console()
-    facts = {"items": [("red", 3, 0.5), ("blue", 1, 0.9)], "failures": [], "written": 4, "skipped": 1, "seconds": 2.0}
+    facts = {
+        "items": [("red", 3, 0, 0.5), ("blue", 1, 0, 0.9)],
+        "failures": [],
+        "written": 4,
+        "skipped": 1,
+        "seconds": 2.0,
+    }
     print_summary(console, **{**facts, **changes})
     return text(console)
 
@@ -62,6 +68,15 @@ def test_the_summary_counts_items_and_their_mean_probability():
     assert any("red" in line and "3" in line and "0.500" in line for line in lines)
     assert any("all" in line and "4" in line and "0.600" in line for line in lines)
     assert "4 photos written, 0 failed, 1 other file skipped; 2.0 s, 2.00 photos/s" in lines[-1]
+
+
+def test_what_is_in_review_has_a_column_of_its_own():
+    lines = summarise(items=[("red", 3, 2, 0.5), ("blue", 0, 4, 0.0)]).splitlines()
+    assert "in review" in lines[2]
+    assert "in review" not in summarise()
+    assert any("red" in line and "0.500" in line and line.endswith("2 │") for line in lines)
+    assert any("blue" in line and line.endswith("0 │                  │         4 │") for line in lines)
+    assert any("all" in line and "3" in line and "0.500" in line and line.endswith("6 │") for line in lines)
 
 
 def test_failures_are_counted_by_stage():

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -79,6 +81,14 @@ def test_a_damaged_mask_is_noticed(tmp_path, flipped):
     data[at] ^= 1 << flipped % 8
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ValueError, match="mask"):
+        read_mask(tmp_path / "a.png")
+
+
+def test_a_mask_that_is_no_deflate_stream_is_noticed(tmp_path):
+    body = struct.pack(">II", 8, 8) + b"no deflate stream"
+    chunk = struct.pack(">I", len(body)) + b"maSK" + body + struct.pack(">I", zlib.crc32(b"maSK" + body))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(ValueError, match="its mask is damaged"):
         read_mask(tmp_path / "a.png")
 
 
