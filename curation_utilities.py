@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import csv_utilities
@@ -80,7 +81,7 @@ class Finished:
         """
         if not self._by_name:
             self._by_name = _index(self.records.values(), earlier_names(self.places))
-        for key in (name, str(PurePosixPath(name).with_suffix("")) if name else ""):
+        for key in (name, _without_ending(name)):
             row = self._by_name.get(key)
             if row is not None:
                 return row or None
@@ -134,15 +135,15 @@ def read_finished(output: Path) -> Finished:
         raise OutputError(f"{output / RUN}: is damaged; run over the photos again with --overwrite") from None
     # A record stands in both files where a kill has come between them; the later one is as good as the other.
     records = {row["source"]: row for folder in places for row in read_records(folder)[0]}
-    missing = [row for row in records.values() if not places.png(row).exists()]
+    missing = {source: row for source, row in records.items() if not places.png(row).exists()}
     if missing:
         _LOGGER.warning(
             "%s: %d records have no cut-out any more, such as %s; a run over the photos brings them back",
             output,
             len(missing),
-            missing[0]["file_name"],
+            next(iter(missing.values()))["file_name"],
         )
-    return Finished(places, settings, {source: row for source, row in records.items() if row not in missing})
+    return Finished(places, settings, {source: row for source, row in records.items() if source not in missing})
 
 
 def thresholds_of(settings: Mapping[str, Any]) -> Thresholds:
@@ -160,12 +161,13 @@ def _index(rows: Iterable[Row], earlier: Mapping[str, str]) -> dict[str, Row]:
     loose: dict[str, Row] = {}
     for row in rows:
         name = _name_of(row)
-        for key in {
-            name,
-            *(str(PurePosixPath(each).with_suffix("")) for each in (name, row["source"], row["file_name"])),
-        }:
+        for key in {name, *map(_without_ending, (name, row["source"], row["file_name"]))}:
             loose[key] = {} if key in loose and loose[key] is not row else row
     return {**loose, **by_source, **exact}
+
+
+def _without_ending(name: str) -> str:
+    return posixpath.splitext(name)[0]
 
 
 def _name_of(row: Row) -> str:

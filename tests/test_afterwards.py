@@ -1,0 +1,260 @@
+"""What main.py does with an output that is there: review, corrections, other prompts, the report, exports."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
+from csv_utilities import format_csv
+from png_utilities import read_mask
+from program import contents, pngs, rows
+from record_utilities import read_records
+
+
+@pytest.fixture
+def done(run, tmp_path):
+    """An output with the report that belongs to it."""
+    assert run()[0] == 0
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def afterwards(tmp_path, capsys):
+    """Runs main() on the output, from where no config but the program's is."""
+
+    def call(*flags):
+        code = main.main(["-o", str(tmp_path / "out"), *map(str, flags)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def records(folder):
+    return {row["source"]: row for row in rows(folder / "metadata.jsonl")}
+
+
+def index(folder):
+    text = (folder / "data" / "index.js").read_text()
+    return json.loads(text.removeprefix("sam2vit.index(").removesuffix(");\n"))
+
+
+def write_csv(path, columns, lines):
+    path.write_bytes(format_csv(columns, lines))
+    return path
+
+
+def test_a_run_ends_with_a_report(run, tmp_path):
+    code, out, _ = run()
+    assert code == 0
+    assert (tmp_path / "out-report" / "index.html").resolve().as_uri() in out
+    report = index(tmp_path / "out-report")
+    assert (report["counts"]["output"], report["counts"]["shown"]) == (6, 6)
+    assert report["items"] == ["red", "dark red", "blue"]
+    assert len(list((tmp_path / "out-report" / "thumbnails").rglob("*.webp"))) == 6
+    assert len(list((tmp_path / "out-report" / "thumbnails").rglob("*.jpg"))) == 6
+
+
+def test_without_a_report_there_is_none_until_it_is_asked_for(run, afterwards, tmp_path):
+    run("--no-report")
+    assert not (tmp_path / "out-report").exists()
+    assert afterwards("--report-only")[0] == 0
+    drawn = thumbnails(tmp_path)
+    assert len(drawn) == 12
+    run("--overwrite")
+    again = thumbnails(tmp_path)
+    assert set(drawn) == set(again)
+    for name, picture in drawn.items():  # from the PNG as from the pixels at hand, but for WebP's and JPEG's losses
+        assert np.abs(picture - again[name]).mean() < 2
+
+
+def thumbnails(tmp_path):
+    paths = (tmp_path / "out-report" / "thumbnails").rglob("*.*")
+    return {path.name: np.asarray(Image.open(path).convert("RGBA"), np.int16)[..., 3:] for path in paths}
+
+
+def test_masks_travel_in_their_pngs(done):
+    for row in rows(done / "metadata.jsonl"):
+        mask = read_mask(done / row["file_name"])
+        cut_out = np.asarray(Image.open(done / row["file_name"]))
+        assert mask.mean() == pytest.approx(row["mask_area"], abs=1e-6)
+        assert (cut_out[~mask][:, :3] == 255).all()
+
+
+def test_doubtful_photos_go_to_review(run, tmp_path):
+    run(output=tmp_path / "all")
+    margins = sorted(row["margin"] for row in rows(tmp_path / "all" / "metadata.jsonl"))
+    code, out, _ = run("--min-margin", f"{(margins[2] + margins[3]) / 2:.6f}")
+    assert code == 0
+    assert "in review" in out
+    assert len(pngs(tmp_path / "out")) == len(pngs(tmp_path / "out-review")) == 3
+    for row in rows(tmp_path / "out-review" / "metadata.jsonl"):
+        assert row["margin"] <= margins[2]
+        assert row["flags"][-2:] == ["low margin", "review"]
+    assert index(tmp_path / "out-report")["counts"]["review"] == 3
+
+
+def test_a_run_goes_on_with_what_is_in_review(run, tmp_path):
+    run("--min-probability", "1")
+    assert len(pngs(tmp_path / "out-review")) == 6
+    code, out, _ = run("--min-probability", "1")
+    assert code == 0
+    assert "0 photos written, 0 failed" in out
+    code, _, err = run()
+    assert (code, "min_probability was 1.0, is null" in err) == (2, True)
+
+
+def test_corrections_are_applied_and_undone(done, afterwards, tmp_path):
+    before = contents(done)
+    row = records(done)["B.JPG"]
+    other = next(item for item in ("red", "dark red", "blue") if item != row["label"])
+    path = write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], [(row["file_name"], other, "wrong")])
+    code, out, _ = afterwards("--apply", path)
+    assert code == 0
+    assert "1 wrong; 1 record changed" in out
+    assert (done / other / "B.png").exists()
+    assert records(done)["B.JPG"]["label_source"] == "human"
+    assert "1 wrong; 0 records changed" in afterwards("--apply", path)[1]
+    assert "Taken back: --apply" in afterwards("--undo")[1]
+    after = contents(done)
+    assert after.pop(".revisions.jsonl")
+    for tree in (before, after):
+        tree["metadata.jsonl"].sort(key=lambda each: each["source"])
+    assert after == before
+
+
+def test_a_corrected_output_goes_on(done, run, afterwards, tmp_path):
+    row = records(done)["a.png"]
+    path = write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], [(row["file_name"], "", "bad mask")])
+    afterwards("--apply", path)
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "0 photos written" in out
+    assert records(tmp_path / "out-review")["a.png"]["flags"][-2:] == ["bad mask", "review"]
+
+
+def test_the_same_prompts_again_change_no_label(done, afterwards, config):
+    before = records(done)
+    code, out, _ = afterwards("--relabel", "--config", config)
+    assert code == 0
+    assert "0 of 6 photos have another item" in out
+    for source, row in records(done).items():
+        assert row["label"] == before[source]["label"]
+        for key in ("probability", "item_probability", "margin"):
+            assert row[key] == pytest.approx(before[source][key], abs=2e-3)
+
+
+def test_other_prompts_label_anew_what_is_there(done, run, afterwards, config, tmp_path):
+    other = json.loads(config.read_text()) | {"items": ["green", "yellow"], "prefixes": ["one"]}
+    config.write_text(json.dumps(other))
+    pictures = sorted((done / name).read_bytes() for name in pngs(done))
+    code, out, _ = afterwards("--relabel", "--config", config)
+    assert code == 0
+    assert "6 of 6 photos have another item" in out
+    assert {row["label"] for row in rows(done / "metadata.jsonl")} <= {"green", "yellow"}
+    assert sorted((done / name).read_bytes() for name in pngs(done)) == pictures
+    assert not (done / "red").exists()
+    code, out, _ = run()  # a run with these prompts goes on there, and would have said the same
+    assert (code, "0 photos written" in out) == (0, True)
+    run(output=tmp_path / "anew")
+    assert {source: row["label"] for source, row in records(done).items()} == {
+        source: row["label"] for source, row in records(tmp_path / "anew").items()
+    }
+
+
+def test_the_labels_are_measured(done, afterwards, tmp_path):
+    lines = [(source, row["label"]) for source, row in records(done).items()]
+    wrong = "blue" if lines[0][1] != "blue" else "red"
+    path = write_csv(tmp_path / "labels.csv", ["file_name", "item"], [(lines[0][0], wrong), *lines[1:]])
+    code, out, _ = afterwards("--evaluate", path)
+    assert code == 0
+    evaluation = json.loads((tmp_path / "out-report" / "evaluation.json").read_text())
+    assert evaluation["accuracy"]["value"] == pytest.approx(5 / 6)
+    assert index(tmp_path / "out-report")["evaluation"]["accuracy"]["count"] == 6
+    assert (tmp_path / "out-report" / "confusion.svg").read_text().startswith("<svg")
+    assert "0.83" in out
+
+
+def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
+    before = contents(done)
+    path = write_csv(tmp_path / "l.csv", ["file_name", "item"], [(s, row["label"]) for s, row in records(done).items()])
+    code, out, _ = afterwards("--evaluate", path, "--target-precision", "0.99")
+    assert code == 1
+    assert "more" in out
+    assert contents(done) == before
+
+
+def test_a_second_opinion_flags_and_with_strict_sends_to_review(tmp_path):
+    """A red van, where red is said to be green, and another item to be red."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(SAMPLE_PHOTOS / "05_van.jpg", tmp_path / "photos")
+    config = json.loads((PROGRAM_DIR / "config.json").read_text())
+    config["colours"] = {"red": "#00ff00", "maroon": "#c01f26"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["--micro", "-i", tmp_path / "photos", "--config", tmp_path / "config.json", "--check", "--quiet"]
+    for output, strict in (("out", []), ("strict", ["--strict"])):
+        assert main.main([*map(str, flags), "-o", str(tmp_path / output), *strict]) == 0
+    assert [row["flags"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == [["colour"]]
+    assert [row["flags"] for row in rows(tmp_path / "strict-review" / "metadata.jsonl")] == [["colour", "review"]]
+    assert rows(tmp_path / "strict" / "metadata.jsonl") == []
+
+
+def test_a_label_that_another_view_denies_is_flagged(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("flow_utilities.is_disputed", lambda label, others: asked.append((label, others)) or True)
+    run("--check")
+    assert all("view" in row["flags"] for row in rows(tmp_path / "out" / "metadata.jsonl"))
+    assert {len(others) for _, others in asked} == {2}
+    assert {label.item for label, _ in asked} == {row["label"] for row in rows(tmp_path / "out" / "metadata.jsonl")}
+
+
+def test_exports_are_written_beside_a_run_and_later(run, afterwards, tmp_path):
+    code, out, _ = run("--export", "coco,captions", "--save-masks", "--split", "0.5,0.5,0")
+    assert code == 0
+    export = tmp_path / "out-export"
+    assert "coco 6" in out
+    assert len((export / "captions.csv").read_text(encoding="utf-8-sig").splitlines()) == 7
+    assert len(pngs(export / "masks")) == 6
+    assert (export / "coco" / "annotations" / "instances_train.json").exists()
+    code, out, _ = afterwards("--report-only", "--export", "yolo")
+    assert (code, "yolo 6" in out) == (0, True)
+    assert len(list((export / "yolo" / "segment" / "labels").rglob("*.txt"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target-precision", "0.9"], "--target-precision 0.9: by which labels? add --evaluate"),
+        (["--apply", "x.csv", "--undo"], "--apply x.csv: together with --undo"),
+        (["--report-only", "--overwrite"], "are for runs over photos; leave them out"),
+        (["--export", "coco,voc"], "must be some of coco, yolo, captions, imagefolder"),
+        (["--split", "0.5,0.6,0", "--export", "coco"], "0.5,0.6,0"),
+        (["--export", "imagefolder"], "--split"),
+        (["-x", "--check"], "--check: its views are of the cut-out"),
+        (["-x", "--min-mask-score", "0.5"], "--min-mask-score 0.5: SAM 2 is off"),
+        (["-x", "--export", "coco"], "--no-sam"),
+        (["--apply", "no.csv"], "no run has written to it yet"),
+    ],
+)
+def test_what_can_not_be_is_one_line_before_anything_is_loaded(run, flags, message):
+    code, out, err = run(*flags)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_an_output_of_an_earlier_version_goes_on(run, done, tmp_path):
+    old = [
+        {key: value for key, value in row.items() if key not in ("label_source", "model_label", "top_items")}
+        for row in rows(done / "metadata.jsonl")
+    ]
+    (done / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    settings = json.loads((done / ".run.json").read_text())
+    del settings["clip_model"]
+    (done / ".run.json").write_text(json.dumps(settings))
+    code, out, _ = run()
+    assert (code, "0 photos written" in out) == (0, True)
+    assert read_records(done)[1]
+    assert all(row["label_source"] == "model" for row in rows(done / "metadata.jsonl"))

@@ -1,0 +1,263 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from csv_utilities import format_csv
+from curation_utilities import apply_corrections, read_finished, relabel, set_thresholds, undo, with_thresholds
+from errors import ConfigError, OutputError
+from feature_utilities import FeatureFile
+from program import pngs, rows
+from prompt_utilities import Label
+from record_utilities import METADATA, RUN, Thresholds
+
+ITEMS = ["red", "blue", "green"]
+
+
+def row(source, label="red", probability=0.5, **more):
+    return {
+        "file_name": f"{label}/{source.replace('.jpg', '.png')}",
+        "label": label,
+        "source": source,
+        "label_source": "model",
+        "model_label": label,
+        "prompt": f"a {label} car",
+        "probability": 0.2,
+        "item_probability": probability,
+        "runner_up": "blue",
+        "margin": probability - 0.1,
+        "top_items": [{"item": label, "probability": probability}],
+        "mask_score": 0.9,
+        "flags": [],
+        **more,
+    }
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Two red photos and a blue one."""
+    records = [row("a.jpg", probability=0.9), row("sub/b.jpg", probability=0.6), row("c.jpg", "blue", 0.3)]
+    output = tmp_path / "out"
+    for each in records:
+        path = output / each["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(each["source"])
+    (output / METADATA).write_text("".join(json.dumps(each) + "\n" for each in records))
+    (output / RUN).write_text(json.dumps({"items": ITEMS, "clip_weights": "x"}))
+    return output
+
+
+def corrections(tmp_path, *lines):
+    path = tmp_path / "corrections.csv"
+    path.write_bytes(format_csv(["file_name", "item", "verdict"], lines))
+    return path
+
+
+def records(folder):
+    return {each["source"]: each for each in rows(folder / METADATA)}
+
+
+LINES = [("red/a.png", "red", "right"), ("red/sub/b.png", "green", "wrong"), ("blue/c.png", "", "wrong")]
+
+
+def test_corrections_move_photos_to_where_they_belong(output, tmp_path):
+    counts = apply_corrections(read_finished(output), corrections(tmp_path, *LINES))
+    assert counts == {"right": 1, "wrong": 2, "changed": 3}
+    assert pngs(output) == ["green/sub/b.png", "red/a.png"]
+    assert pngs(tmp_path / "out-review") == ["blue/c.png"]
+    found = records(output)
+    assert [(each["label"], each["label_source"], each["model_label"]) for each in found.values()] == [
+        ("red", "human", "red"),
+        ("green", "human", "red"),
+    ]
+    assert records(tmp_path / "out-review")["c.jpg"]["flags"] == ["wrong", "review"]
+
+
+def test_the_same_corrections_change_nothing_a_second_time(output, tmp_path):
+    path = corrections(tmp_path, *LINES)
+    apply_corrections(read_finished(output), path)
+    before = (output / METADATA).read_bytes(), (tmp_path / "out-review" / METADATA).read_bytes()
+    counts = apply_corrections(read_finished(output), path)
+    assert counts == {"right": 1, "wrong": 2, "changed": 0}
+    assert before == ((output / METADATA).read_bytes(), (tmp_path / "out-review" / METADATA).read_bytes())
+
+
+def test_corrections_can_be_undone_one_after_the_other(output, tmp_path):
+    before = records(output)
+    apply_corrections(read_finished(output), corrections(tmp_path, LINES[0], LINES[1]))
+    middle = records(output)
+    apply_corrections(read_finished(output), corrections(tmp_path, ("green/sub/b.png", "blue", "wrong")))
+    assert undo(read_finished(output)).startswith("--apply ")
+    assert records(output) == middle
+    undo(read_finished(output))
+    assert records(output) == before
+    assert pngs(output) == ["blue/c.png", "red/a.png", "red/sub/b.png"]
+    with pytest.raises(OutputError, match="has nothing to take back"):
+        undo(read_finished(output))
+
+
+def test_what_was_reviewed_comes_back_when_it_is_corrected(output, tmp_path):
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "", "bad mask")))
+    assert records(tmp_path / "out-review")["a.jpg"]["flags"] == ["bad mask", "review"]
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "red", "right")))
+    assert records(output)["a.jpg"]["flags"] == []
+    assert records(tmp_path / "out-review") == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("red/a.png", "red", "perhaps"), "'perhaps' is no verdict; write right, wrong, bad mask"),
+        (("red/a.png", "gren", "wrong"), "'gren' is no item of this run; did you mean 'green'?"),
+        (("red/a.png", "zzz", "wrong"), "'zzz' is no item of this run; write one of red, blue, green"),
+    ],
+)
+def test_mistakes_in_corrections_change_nothing(output, tmp_path, line, message):
+    before = records(output)
+    with pytest.raises(ConfigError) as caught:
+        apply_corrections(read_finished(output), corrections(tmp_path, LINES[0], line))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert records(output) == before
+
+
+def test_a_name_that_no_photo_has_is_counted_and_said(output, tmp_path, caplog):
+    counts = apply_corrections(read_finished(output), corrections(tmp_path, ("red/x.png", "red", "right"), LINES[0]))
+    assert (counts["unknown"], counts["right"]) == (1, 1)
+    assert "red/x.png: no photo of this output" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("red/a.png", "a.jpg"),
+        ("a.jpg", "a.jpg"),
+        ("a.png", "a.jpg"),
+        ("a", "a.jpg"),
+        ("sub/b.jpg", "sub/b.jpg"),
+        ("sub/b", "sub/b.jpg"),
+        ("red/sub/b", "sub/b.jpg"),
+        ("sub/b.webp", "sub/b.jpg"),
+        ("b.png", None),
+        ("", None),
+        ("/", None),
+    ],
+)
+def test_a_photo_goes_by_several_names(output, name, source):
+    found = read_finished(output).find(name)
+    assert (found and found["source"]) == source
+
+
+def test_a_name_of_two_photos_means_none(output):
+    with (output / METADATA).open("a") as file:
+        file.write(json.dumps(row("a.webp", "blue", file_name="blue/a.png")) + "\n")
+    (output / "blue" / "a.png").write_text("a.webp")
+    finished = read_finished(output)
+    assert finished.find("a.png") is None
+    assert finished.find("blue/a.png")["source"] == "a.webp"
+
+
+def test_two_photos_of_one_name_do_not_meet_in_one_folder(output, tmp_path):
+    with (output / METADATA).open("a") as file:
+        file.write(json.dumps(row("a.webp", "blue", file_name="blue/a.png")) + "\n")
+    (output / "blue" / "a.png").write_text("a.webp")
+    lines = [("red/a.png", "green", "wrong"), ("blue/a.png", "green", "wrong")]
+    apply_corrections(read_finished(output), corrections(tmp_path, *lines))
+    contents = {path.read_text() for path in (output / "green").iterdir()}
+    assert contents == {"a.jpg", "a.webp"}
+    assert {(output / each["file_name"]).read_text() == source for source, each in records(output).items()} == {True}
+
+
+def test_thresholds_sort_photos_into_review_and_back(output, tmp_path):
+    assert set_thresholds(read_finished(output), Thresholds(item_probability=0.7), by="a test") == 2
+    assert pngs(tmp_path / "out-review") == ["blue/c.png", "red/sub/b.png"]
+    assert json.loads((output / RUN).read_text())["min_probability"] == 0.7
+    assert read_finished(output).thresholds == Thresholds(item_probability=0.7)
+    assert set_thresholds(read_finished(output), Thresholds(), by="a test") == 2
+    assert pngs(tmp_path / "out-review") == []
+    assert "min_probability" not in json.loads((output / RUN).read_text())
+
+
+def test_thresholds_are_written_as_a_run_with_them_would_write_them():
+    before = {"items": ["a"], "min_margin": 0.5}
+    assert with_thresholds(before, Thresholds(mask_score=0.9)) == {"items": ["a"], "min_mask_score": 0.9}
+
+
+class Model:
+    """Scores features as CLIP does, with one axis for each item."""
+
+    def __init__(self, items, dimension=4):
+        self.items, self.dimension = tuple(items), dimension
+
+    def decide_stored(self, features):
+        probabilities = torch.from_numpy(features[:, : len(self.items)].astype(np.float32)).softmax(dim=1).numpy()
+        labels = []
+        for each in probabilities:
+            first, second = (-each).argsort()[:2]
+            item, top = self.items[first], float(each[first])
+            pairs = tuple((self.items[index], float(each[index])) for index in (first, second))
+            labels.append(Label(item, f"the {item}", top, top, self.items[second], top - float(each[second]), pairs))
+        return labels
+
+
+def keep_features(output, **features):
+    file = FeatureFile(output)
+    for source, values in features.items():
+        file.append(source.replace("_", "."), np.array(values, np.float32))
+    file.close()
+
+
+def test_other_prompts_move_photos_without_another_look_at_them(output, tmp_path):
+    keep_features(output, a_jpg=[5, 0, 0, 0], c_jpg=[0, 5, 0, 0], **{"sub/b_jpg": [1, 0.9, 0, 0]})
+    items = ["crimson", "navy"]
+    finished = read_finished(output)
+    settings = {**finished.settings, "items": items, "min_margin": 0.2}
+    result = relabel(finished, Model(items), thresholds=Thresholds(margin=0.2), settings=settings, by="a test")
+    assert result.changed == {("red", "crimson"): 2, ("blue", "navy"): 1}
+    assert (result.photos, result.kept, result.moved_to_review) == (3, 0, 1)
+    assert pngs(output) == ["crimson/a.png", "navy/c.png"]
+    assert pngs(tmp_path / "out-review") == ["crimson/sub/b.png"]
+    assert records(output)["a.jpg"]["prompt"] == "the crimson"
+    assert json.loads((output / RUN).read_text())["items"] == items
+    undo(read_finished(output))
+    assert pngs(output) == ["blue/c.png", "red/a.png", "red/sub/b.png"]
+    assert json.loads((output / RUN).read_text())["items"] == ITEMS
+
+
+def test_what_a_human_has_said_stays_where_the_item_is_still_one(output, tmp_path):
+    keep_features(output, a_jpg=[0, 5, 0, 0], c_jpg=[0, 5, 0, 0], **{"sub/b_jpg": [0, 5, 0, 0]})
+    apply_corrections(read_finished(output), corrections(tmp_path, *LINES))
+    finished = read_finished(output)
+    settings = {**finished.settings, "items": ["red", "navy"]}
+    result = relabel(finished, Model(["red", "navy"]), thresholds=Thresholds(), settings=settings, by="a test")
+    found = records(output)
+    assert result.kept == 1
+    assert (found["a.jpg"]["label"], found["a.jpg"]["label_source"], found["a.jpg"]["model_label"]) == (
+        "red",
+        "human",
+        "navy",
+    )
+    assert (found["sub/b.jpg"]["label"], found["sub/b.jpg"]["label_source"]) == ("navy", "model")  # green is gone
+    assert found["c.jpg"]["flags"] == []  # it was not wrong of being navy
+
+
+def test_photos_without_features_are_named(output):
+    keep_features(output, a_jpg=[0, 5, 0, 0])
+    with pytest.raises(OutputError, match=r"2 of 3 photos have no image features, such as 'sub/b.jpg'; run over"):
+        relabel(read_finished(output), Model(ITEMS), thresholds=Thresholds(), settings={}, by="a test")
+
+
+def test_an_output_that_is_none_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="no run has written to it yet"):
+        read_finished(tmp_path)
+    Path(tmp_path / RUN).write_text("[")
+    with pytest.raises(OutputError, match="is damaged"):
+        read_finished(tmp_path)
+
+
+def test_records_without_a_cut_out_are_left_out_and_said(output, caplog):
+    (output / "red" / "a.png").unlink()
+    assert sorted(read_finished(output).records) == ["c.jpg", "sub/b.jpg"]
+    assert "1 records have no cut-out any more, such as red/a.png" in caplog.text
