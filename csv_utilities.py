@@ -12,7 +12,6 @@ from errors import ConfigError
 # What spreadsheets take for the beginning of a formula (OWASP, "CSV Injection"); and the mark itself, so that what
 # begins with it comes back, too.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
-_LARGEST_CELL = 1 << 20  # characters
 
 
 def to_cell(text: str) -> str:
@@ -57,7 +56,6 @@ def read_csv(path: Path, *, flag: str) -> list[dict[str, str]]:
         raise ConfigError(f"{flag} {path}: byte {error.start} is no UTF-8; save the file as UTF-8") from None
     head = text.partition("\n")[0]
     delimiter = ";" if head.count(";") > head.count(",") else ","
-    csv.field_size_limit(_LARGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         columns = [name.strip().lower() for name in next(reader, [])]

@@ -20,7 +20,6 @@ from typing import Any
 from card_utilities import write_cards
 from errors import OutputError
 from record_utilities import (
-    REVIEW,
     RUN,
     AppendedFile,
     Places,
@@ -209,16 +208,16 @@ def _make(places: Places, revision: Revision) -> None:
         _remove_empty(folder, places)
 
     changed = {after["source"]: after for _, after in revision.changes}
-    # A record that a kill has caught between the two files is in the revision.
-    records = {row["source"]: row for folder in places for row in read_records(folder)[0]} | changed
+    counts: dict[Path, Counter[str]] = {}
     for folder in places:
-        if any(places.of(row) == folder for row in records.values()):
+        # A record that a kill has caught between the two files is in the revision.
+        there = {row["source"]: changed.get(row["source"], row) for row in read_records(folder)[0]}
+        rows = [row for row in (there | changed).values() if places.of(row) == folder]
+        if rows:
             folder.mkdir(parents=True, exist_ok=True)
-        write_records(folder, (row for row in records.values() if places.of(row) == folder))
-    counts, in_review = Counter(), Counter()
-    for row in records.values():
-        (in_review if REVIEW in row["flags"] else counts)[row["label"]] += 1
-    write_cards(places, counts, in_review)
+        write_records(folder, rows)
+        counts[folder] = Counter(row["label"] for row in rows)
+    write_cards(places, counts[places.output], counts[places.review])
     if revision.settings is not None:
         write_atomically(places.output / RUN, json.dumps(revision.settings[1], indent=1).encode())
 

@@ -3,7 +3,16 @@ import re
 
 import pytest
 
-from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, Settings, find_config, read_config, read_settings
+from config_utilities import (
+    CONFIG_ONLY,
+    MICRO_CLIP,
+    MICRO_SAM2,
+    PROGRAM_DIR,
+    Settings,
+    find_config,
+    read_config,
+    read_settings,
+)
 from errors import ConfigError
 
 LISTS = {"prefixes": ["a"], "items": ["red"], "postfixes": ["car"]}
@@ -59,6 +68,13 @@ def test_a_config_in_the_current_folder_comes_before_the_shipped_one(tmp_path, m
         ({**LISTS, "itmes": ["x"]}, ["'itmes'", "unknown key", "did you mean 'items'"]),
         ({**LISTS, "zzzzzz": 1}, ["'zzzzzz'", "known keys: dataset_dir"]),
         ({**LISTS, "config": "x"}, ["'config': belongs on the command line, as --config"]),
+        ({**LISTS, "apply": "x.csv"}, ["'apply': belongs on the command line, as --apply"]),
+        ({**LISTS, "colours": ["red"]}, ["'colours'", "must be an object, such as"]),
+        ({**LISTS, "colours": {"red": "crimson"}}, ["'colours': 'red'", '"crimson"', 'a colour such as "#c81e1e"']),
+        ({**LISTS, "csv_prefixes": []}, ["'csv_prefixes'", "the list is empty"]),
+        ({**LISTS, "min_margin": 2}, ["'min_margin'", "between -1 and 1"]),
+        ({**LISTS, "min_probability": 2}, ["'min_probability'", "between 0 and 1"]),
+        ({**LISTS, "export": ["voc"]}, ["'export'", "some of coco, yolo, captions, imagefolder"]),
         ({**LISTS, "log": "/home/me/.profile"}, ["'log': belongs on the command line, as --log"]),
         ({**LISTS, "detector": "yolo:x.pt"}, ["'detector'", '"yolo:x.pt": belongs on the command line, as --detector']),
         ({**LISTS, "max_pixels": 0}, ["'max_pixels'", "between 1 and 2000000000"]),
@@ -148,7 +164,7 @@ def test_a_flag_out_of_range_is_named(flags, words):
 
 
 def test_the_defaults_pass_their_own_checks():
-    given = {name: value for name, value in vars(Settings()).items() if name not in ("prefixes", "items", "postfixes")}
+    given = {name: value for name, value in vars(Settings()).items() if name not in CONFIG_ONLY}
     assert read_settings({name: value for name, value in given.items() if name != "config"}).margin == Settings.margin
 
 
@@ -175,3 +191,8 @@ def test_the_demonstration_reads_the_sample_photos_from_anywhere(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert read_settings({"demo": True}).dataset_dir == str(PROGRAM_DIR / "dataset_cars")
     assert read_settings({"demo": True, "dataset_dir": "mine"}).dataset_dir == "mine"
+
+
+def test_colours_go_by_the_items_as_they_are_written_everywhere(tmp_path):
+    colours = read_config(write(tmp_path / "c.json", {**LISTS, "colours": {" dark  red ": "#5c1420"}}))["colours"]
+    assert colours == {"dark red": "#5c1420"}

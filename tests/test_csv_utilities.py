@@ -51,7 +51,7 @@ def test_what_excel_saves_in_europe_is_read(tmp_path):
         (b"a\n\xff\n", "--x no.csv: byte 2 is no UTF-8; save the file as UTF-8"),
         (
             b'a\n"' + b"x" * 2_000_000,
-            "--x no.csv: line 2: no CSV: field larger than field limit (1048576); save it as CSV again",
+            "--x no.csv: line 2: no CSV: field larger than field limit (131072); save it as CSV again",
         ),
     ],
     ids=["missing", "cells", "encoding", "huge"],

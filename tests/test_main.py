@@ -19,7 +19,7 @@ import main
 import mask_utilities
 import sam_utilities
 from checkpoint_utilities import PublicCheckpoint
-from config_utilities import PROGRAM_DIR, Settings
+from config_utilities import CONFIG_ONLY, PROGRAM_DIR, Settings
 from conftest import make_image, save_photo
 from device_utilities import select_precision
 from focus_utilities import Detection, Focus
@@ -360,7 +360,7 @@ def test_flags_leave_no_trace_when_they_are_not_given():
 
 def test_every_flag_is_a_setting_and_every_setting_has_a_flag():
     flags = {action.dest for action in flag_utilities.build_parser()._actions} - {"help"}
-    assert flags == set(vars(Settings())) - {"prefixes", "items", "postfixes"}
+    assert flags == set(vars(Settings())) - set(CONFIG_ONLY)
 
 
 # What follows runs the program as its users do.

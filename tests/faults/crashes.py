@@ -2,7 +2,7 @@
 
 python tests/faults/crashes.py FOLDER    prints how many operations there are, and those whose traces remain
 
-A run into a new folder, one that goes on where another ended, and one that overwrites another.
+A run into a new folder, one that goes on where another ended, one that overwrites another, and one that corrects it.
 
 It forks, and so must have no threads: it is a program of its own. Python tells an audit hook of each file that is
 opened, renamed or removed, before it happens.
@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -23,10 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from csv_utilities import format_csv
+from curation_utilities import apply_corrections, read_finished
 from dataset_utilities import PhotoFile
+from feature_utilities import FEATURES
 from output_utilities import OutputFolder, check_output, lock_output
 from prompt_utilities import Label
-from record_utilities import clear_temporaries, photo_record
+from record_utilities import Thresholds, clear_temporaries, photo_record
+from revision_utilities import REVISIONS
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 _ITEMS = ("red", "blue")
@@ -38,7 +43,9 @@ def write_all(output: Path, *, photos: int = 6, margin: float = 0.05, overwrite:
     check_output(output, output.parent / "photos")
     with lock_output(output):
         clear_temporaries(unknown)
-        folder = OutputFolder(output, {"margin": margin}, items=_ITEMS, threads=1, unknown=unknown, overwrite=overwrite)
+        settings = {"margin": margin, "items": _ITEMS}
+        options = {"threads": 1, "unknown": unknown, "overwrite": overwrite, "thresholds": Thresholds(mask_score=0.5)}
+        folder = OutputFolder(output, settings, items=_ITEMS, **options)
         with folder:
             for index in range(photos):
                 source = f"{index}.jpg"
@@ -51,10 +58,24 @@ def write_all(output: Path, *, photos: int = 6, margin: float = 0.05, overwrite:
                     continue
                 item = _ITEMS[int(index + 100 * margin) % 2]
                 label = Label(item, f"a {item} car", 0.25, 0.75, "blue", 0.5, ((item, 0.75),))
-                record = photo_record(label, None, None, (8, 8, 3), seconds=0.0)
-                folder.write(photo, lambda index=index: np.full((8, 8, 4), index, np.uint8), record)
+                record = photo_record(label, None, None, (8, 8, 3), seconds=0.0) | {"mask_score": 0.4 + 0.02 * index}
+                mask, features = np.eye(8, dtype=bool), np.full(4, index)
+                draw = functools.partial(np.full, (8, 8, 4), index, np.uint8)
+                folder.write(photo, draw, record, mask=mask, features=features)
             if photos == 6:
                 folder.finish()
+
+
+def correct_all(output: Path) -> None:
+    """Puts one photo into another item, one into review, and one out of it, as --apply does."""
+    corrections = output.parent / "corrections.csv"
+    if not corrections.exists():
+        lines = [("0.jpg", "blue", "wrong"), ("5.jpg", "", "bad mask"), ("1.jpg", "blue", "right")]
+        corrections.write_bytes(format_csv(["file_name", "item", "verdict"], lines))
+    with lock_output(output):
+        for folder in (output, output.with_name(f"{output.name}-review")):
+            clear_temporaries(folder)
+        apply_corrections(read_finished(output), corrections)
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -86,24 +107,33 @@ def killed_at(operation: int, output: Path, work: Callable[[], None]) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Everything under a folder, by path."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Everything under a folder, by path; of features and revisions what they mean, not when it was written."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path, contents in found.items():
+        if path.endswith(FEATURES):
+            found[path] = b"".join(sorted({contents[place : place + 24] for place in range(16, len(contents), 24)}))
+        if path.endswith(REVISIONS):
+            found[path] = re.sub(rb'"time": "[^"]*"', b"", contents.replace(str(folder).encode(), b""))
+    return found
 
+
+_Work = Callable[[Path], None]
 
 # name -> what was there before, and the run that is killed and started again
-_RUNS: dict[str, tuple[dict[str, object] | None, dict[str, object]]] = {
-    "new": (None, {}),
-    "resumed": ({"photos": 4}, {}),
-    "overwriting": ({"margin": 0.1}, {"overwrite": True}),
+_RUNS: dict[str, tuple[_Work | None, _Work]] = {
+    "new": (None, write_all),
+    "resumed": (functools.partial(write_all, photos=4), write_all),
+    "overwriting": (functools.partial(write_all, margin=0.1), functools.partial(write_all, overwrite=True)),
+    "correcting": (write_all, correct_all),
 }
 
 
-def prepare(place: Path, before: dict[str, object] | None) -> Path:
+def prepare(place: Path, before: _Work | None) -> Path:
     """Makes a folder of photos, and perhaps the output of an earlier run, and returns where the output is."""
     (place / "photos").mkdir(parents=True)
     for index in range(6):
         (place / "photos" / f"{index}.jpg").write_bytes(b"a photo")
-    if before is not None and in_child(lambda: write_all(place / "out", **before)):
+    if before is not None and in_child(lambda: before(place / "out")):
         sys.exit("the earlier run failed")
     return place / "out"
 
@@ -111,14 +141,14 @@ def prepare(place: Path, before: dict[str, object] | None) -> Path:
 def main(folder: Path) -> None:
     """Kills and resumes until no operation is left to be killed at."""
     kills, wrong = 0, []
-    for name, (before, options) in _RUNS.items():
+    for name, (before, run) in _RUNS.items():
         undisturbed = prepare(folder / name / "undisturbed", before)
-        if in_child(lambda undisturbed=undisturbed, options=options: write_all(undisturbed, **options)):
+        if in_child(functools.partial(run, undisturbed)):
             sys.exit("the undisturbed run failed")
         expected = tree(undisturbed.parent)
         for operation in itertools.count():
             output = prepare(folder / name / f"{operation}", before)
-            work = functools.partial(write_all, output, **options)
+            work = functools.partial(run, output)
             status = in_child(functools.partial(killed_at, operation, output, work))
             if status == 0:
                 break

@@ -31,7 +31,7 @@ STEPS = {
     "SAM 2": (flow_utilities, "predict_sam2", lambda images, *_, **__: [image.shape for image in images], "model"),
     "cutting": (flow_utilities, "subject_mask", lambda image, *_, **__: [image.shape], "model"),
     "CLIP's pixels": (clip_utilities.ClipModel, "to_pixels", lambda _, image: [image.shape], "model"),
-    "PNG": (output_utilities, "encode_png", lambda image: [image.shape], "write"),
+    "PNG": (output_utilities, "encode_png", lambda image, _: [image.shape], "write"),
 }
 
 

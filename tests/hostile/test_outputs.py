@@ -4,6 +4,7 @@ import json
 
 import yaml
 
+from config_utilities import PROGRAM_DIR
 from console_utilities import printable
 from output_utilities import OutputFolder
 from program import rows
@@ -30,10 +31,21 @@ def test_no_item_reaches_the_settings_at_the_head_of_the_card(tmp_path):
     assert set(yaml.safe_load(head)) == {"configs", "task_categories"}
 
 
-def test_a_run_writes_pictures_json_and_one_page_of_markdown(run, tmp_path):
+def test_a_run_writes_pictures_json_and_markdown_and_beside_them_one_page_of_html(run, tmp_path):
     run("--debug")
-    kinds = {path.suffix for path in tmp_path.glob("out*/**/*") if path.is_file() and path.name != ".run.json"}
-    assert kinds == {".png", ".jpg", ".jsonl", ".md"}  # no CSV, whose cells may be formulas, and no HTML
+    kinds = {
+        folder: {path.suffix or path.name for path in (tmp_path / folder).rglob("*") if path.is_file()}
+        for folder in ("out", "out-debug", "out-report")
+    }
+    assert kinds == {
+        "out": {".png", ".jsonl", ".md", ".json", ".image_features"},
+        "out-debug": {".jpg"},
+        "out-report": {".html", ".css", ".js", ".json", ".jpg", ".webp"},
+    }
+    # No name stands in the page itself; see tests/test_report_page.py for what the browser makes of the data.
+    assert (tmp_path / "out-report" / "index.html").read_bytes() == (
+        PROGRAM_DIR / "report_page/index.html"
+    ).read_bytes()
 
 
 def test_reasons_that_are_no_unicode_are_still_json(tmp_path):
