@@ -43,9 +43,8 @@ def test_a_run_writes_pictures_json_and_markdown_and_beside_them_one_page_of_htm
         "out-report": {".html", ".css", ".js", ".json", ".jpg", ".webp"},
     }
     # No name stands in the page itself; see tests/test_report_page.py for what the browser makes of the data.
-    assert (tmp_path / "out-report" / "index.html").read_bytes() == (
-        PROGRAM_DIR / "report_page/index.html"
-    ).read_bytes()
+    page = (PROGRAM_DIR / "report_page" / "index.html").read_bytes()
+    assert (tmp_path / "out-report" / "index.html").read_bytes() == page
 
 
 def test_reasons_that_are_no_unicode_are_still_json(tmp_path):
