@@ -27,7 +27,7 @@ from errors import OutputError
 from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import REVIEW, Places, write_atomically
-from thumbnail_utilities import thumbnail_names
+from thumbnail_utilities import source_digest
 
 PAGE, EVALUATION, _FACTS = "index.html", "evaluation.json", "facts.json"
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
@@ -142,6 +142,7 @@ class _Summary:
         places = {item: index for index, item in enumerate(self._items)}
         bits = {flag: 1 << index for index, flag in enumerate(self._flags)}
         return {
+            "id": [source_digest(row["source"]) for row in rows],
             "item": [places[row["label"]] for row in rows],
             "probability": [round(row["item_probability"], 4) for row in rows],
             "margin": [round(row["margin"], 4) for row in rows],
@@ -174,7 +175,6 @@ def _group(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
     """Returns what the page says of one photo, beyond the columns."""
-    cut_out, photo = thumbnail_names(row["source"])
     try:
         mask = read_mask(places.png(row))
     except (OSError, ValueError):  # the page does without its outline
@@ -183,8 +183,6 @@ def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
         "name": row["file_name"],
         "source": row["source"],
         "label": row["label"],
-        "cut": cut_out,
-        "photo": photo,
         "prompt": row["prompt"],
         "top": [[each["item"], each["probability"]] for each in row["top_items"]],
         "width": row["width"],
