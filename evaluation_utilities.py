@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ import csv_utilities
 from errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+if TYPE_CHECKING:
     pass
 
 OTHER = "(other)"  # the truth of photos that are known to be wrong, and of items that the run doesn't have
 BINS = 10
 
 _Z = 1.959963984540054  # of the normal distribution, for 95%
-_GRID = 50  # thresholds that are looked at: quantiles of all photos' probabilities
-_STARTS = 3  # of the sequences of tests; among 1, 2, 3 and 4, three kept the most photos in simulations
-_START_FACTOR = 1.5  # a sequence begins where that many times the labels are that a sample without a mistake needs
 _NAMED = 10  # confusions that are printed
 
 
@@ -245,3 +246,121 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
     """Returns an evaluation for JSON, which knows no NaN: null stands for what nothing was counted of."""
     text = json.dumps(asdict(evaluation))
     return json.loads(text, parse_constant=lambda _: None)
+
+
+def print_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Prints an evaluation as tables."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from console_utilities import count_of, printable
+
+    table = Table("item", "precision", "95%", "recall", "95%", "F1", "labels", title="Labels", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in evaluation.items:
+        shares = [text for share in (each.precision, each.recall) for text in _format_share(share)]
+        f1 = "" if math.isnan(each.f1) else f"{each.f1:.3f}"
+        table.add_row(Text(printable(each.item)), *shares, f1, str(each.support))
+    console.print(table)
+    accuracy = evaluation.accuracy
+    console.print(
+        f"Accuracy {accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f}) on "
+        f"{count_of(accuracy.count, 'label')}; expected calibration error {evaluation.expected_calibration_error:.3f}",
+        highlight=False,
+    )
+    wrong = [
+        (count, truth, item)
+        for truth, row in zip(evaluation.truths, evaluation.confusion, strict=True)
+        for item, count in zip((each.item for each in evaluation.items), row, strict=True)
+        if count and truth != item
+    ]
+    for count, truth, item in sorted(wrong, key=lambda each: (-each[0], *each[1:]))[:_NAMED]:
+        console.print(Text(f"  {printable(truth)} taken for {printable(item)}: {count}"), soft_wrap=True)
+
+
+def _format_share(share: Share) -> tuple[str, str]:
+    return (f"{share.value:.3f}", f"{share.low:.2f}-{share.high:.2f}") if share.count else ("", "")
+
+
+_STYLE = """<style>
+text{font:12px system-ui,sans-serif;fill:#1d1f22}.soft{fill:#5b6068}.line{stroke:#b9bdc4}.ideal{stroke:#5b6068}
+.cell{fill:#1f5fb8}.bar{fill:#4477bb}.range{stroke:#1d1f22}.on{fill:#ffffff}.ground{fill:#ffffff}
+@media(prefers-color-scheme:dark){text{fill:#e8e9eb}.soft{fill:#a3a9b2}.line{stroke:#4a5058}.ideal{stroke:#a3a9b2}
+.cell{fill:#8ab6f5}.bar{fill:#6f9fdc}.range{stroke:#e8e9eb}.on{fill:#16181b}.ground{fill:#1f2226}}
+</style>"""
+_NAME = 18  # characters of an item in a picture
+
+
+def draw_confusion(evaluation: Evaluation) -> str:
+    """Returns the confusion matrix as SVG: a row for each truth, shaded by its share of that row."""
+    items = [each.item for each in evaluation.items]
+    cell = 34 if len(items) <= 24 else 22
+    left, top = 150, 112
+    width, height = left + cell * len(items) + 70, top + cell * len(evaluation.truths) + 20
+    parts = [f'<text class="soft" x="{left}" y="16">what the model says &#8594;</text>']
+    for index, item in enumerate(items):
+        x = left + cell * index + cell / 2 + 4
+        parts.append(f'<text transform="translate({x:g} {top - 8}) rotate(-50)">{_name(item)}</text>')
+    for row, (truth, counts) in enumerate(zip(evaluation.truths, evaluation.confusion, strict=True)):
+        y = top + cell * row
+        parts.append(f'<text x="{left - 8}" y="{y + cell / 2 + 4:g}" text-anchor="end">{_name(truth)}</text>')
+        total = max(1, sum(counts))
+        for column, count in enumerate(counts):
+            x, share = left + cell * column, count / total
+            parts.append(
+                f'<rect class="cell" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+                f'fill-opacity="{0.05 + 0.95 * share if count else 0.04:.3f}"/>'
+            )
+            if count:
+                tone = "on" if share > 0.5 else ""
+                place = f'x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" text-anchor="middle"'
+                parts.append(f'<text class="{tone}" {place}>{count}</text>')
+    parts.append(f'<text class="soft" x="12" y="{top - 8}">what it is &#8595;</text>')
+    accuracy = evaluation.accuracy
+    description = f"Of {accuracy.count} labels, {accuracy.value:.1%} are right."
+    return _svg(width, height, "Confusion matrix", description, parts)
+
+
+def draw_reliability(evaluation: Evaluation) -> str:
+    """Returns the reliability diagram as SVG: how many are right against how probable they were said to be."""
+    left, top, side = 50, 34, 300
+    parts = [
+        f'<line class="line" x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top + side}"/>',
+        f'<line class="line" x1="{left}" y1="{top}" x2="{left}" y2="{top + side}"/>',
+        f'<text class="soft" x="{left}" y="18">share of right labels, with its 95% interval</text>',
+        f'<text class="soft" x="{left + side}" y="{top + side + 34}" text-anchor="end">probability of the item</text>',
+    ]
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        x, y = left + side * tick, top + side * (1 - tick)
+        parts.append(f'<text class="soft" x="{x:g}" y="{top + side + 16}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text class="soft" x="{left - 6}" y="{y + 4:g}" text-anchor="end">{tick:g}</text>')
+    for each in evaluation.bins:
+        x, width = left + side * each.low, side * (each.high - each.low)
+        high = side * each.accuracy.value
+        middle = left + side * each.mean_probability
+        low_y, high_y = (top + side * (1 - bound) for bound in (each.accuracy.low, each.accuracy.high))
+        box = f'x="{x + 2:g}" y="{top + side - high:g}" width="{width - 4:g}" height="{high:g}"'
+        told = f"{each.accuracy.count} labels, {each.accuracy.value:.1%} right"
+        parts.append(f'<rect class="bar" {box}><title>{told}</title></rect>')
+        parts.append(f'<line class="range" x1="{middle:g}" x2="{middle:g}" y1="{low_y:g}" y2="{high_y:g}"/>')
+    ideal = f'x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top}"'
+    parts.append(f'<line class="ideal" stroke-dasharray="4 4" {ideal}/>')
+    error = f"Expected calibration error: {evaluation.expected_calibration_error:.1%}"
+    parts.append(f'<text x="{left}" y="{top + side + 52}">{error}</text>')
+    return _svg(left + side + 20, top + side + 64, "Reliability diagram", error, parts)
+
+
+def _svg(width: float, height: float, title: str, description: str, parts: Sequence[str]) -> str:
+    ground = '<rect class="ground" width="100%" height="100%"/>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" role="img"><title>{title}</title><desc>{description}</desc>{_STYLE}{ground}'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def _name(item: str) -> str:
+    """Returns an item for a picture: short, and as text whatever it holds; XML knows no control characters."""
+    short = item if len(item) <= _NAME else f"{item[: _NAME - 1]}…"
+    return escape("".join(c if c.isprintable() else "?" for c in short))

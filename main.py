@@ -582,21 +582,13 @@ def relabel_photos(finished: Finished, settings: Settings, console: Console) -> 
 def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> int:
     """Says how good the labels are, keeps that for the page, and sends to review what breaks a promised precision."""
     import numpy as np
-    from evaluation_utilities import (
-        describe,
-        draw_confusion,
-        draw_reliability,
-        evaluate,
-        find_threshold,
-        print_evaluation,
-        read_labels,
-        to_dict,
-    )
 
     from console_utilities import count_of, printable
     from curation_utilities import set_thresholds
+    from evaluation_utilities import draw_confusion, draw_reliability, evaluate, print_evaluation, read_labels, to_dict
     from record_utilities import write_atomically
     from report_utilities import EVALUATION
+    from threshold_utilities import describe, find_threshold
 
     rows = list(finished.records.values())
     labels = read_labels(Path(settings.evaluate), finished.find)
@@ -624,7 +616,7 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
         np.array([labels.truth[row["source"]] == row["model_label"] for row in labelled]),
         target=target,
     )
-    console.print(describe(threshold, target), **_PLAIN)
+    console.print(describe(threshold), **_PLAIN)
     if threshold.threshold is None:
         return EXIT_INCOMPLETE
     thresholds = dataclasses.replace(finished.thresholds, item_probability=threshold.threshold)

@@ -164,7 +164,7 @@ def _count_needed(
     """Returns about how many more labels it takes, if the shares of wrong ones stay; None where that never helps."""
     needed = [
         math.ceil(least / share)
-        for one, of, share in zip(*(each[::_EVERY].tolist() for each in (wrong, labelled, shares)), strict=True)
+        for one, of, share in zip(*(each[::-_EVERY].tolist() for each in (wrong, labelled, shares)), strict=True)
         # Of a threshold with hardly any labels nothing is known.
         if of and (least := _count_passing(one / of, target, level)) is not None and of * _FEWEST >= least
     ]

@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks.baselines import colour_centres, grabcut_mask, nearest_colour
 from clip_utilities import ClipModel
 from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, read_config
+from evaluation_utilities import wilson_interval
 from mask_utilities import paint_background, subject_mask
 from photo_utilities import read_photo
 from prompt_utilities import get_prompts
@@ -205,11 +206,8 @@ def mean_measure(name: str, values: Sequence[float]) -> Measure:
 
 
 def share_measure(name: str, hits: Sequence[bool]) -> Measure:
-    """Returns a share with its 95% Wilson interval (Wilson 1927)."""
-    count, share, z = len(hits), float(np.mean(hits)), 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return Measure(name, share, count, centre - half, centre + half)
+    """Returns a share with its 95% Wilson interval."""
+    return Measure(name, float(np.mean(hits)), len(hits), *wilson_interval(sum(hits), len(hits)))
 
 
 if __name__ == "__main__":

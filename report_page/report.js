@@ -371,6 +371,7 @@ const sam2vit = (() => {
     if (top + high > viewport.scrollTop + viewport.clientHeight) viewport.scrollTop = top + high - viewport.clientHeight;
     focusWanted = true;
     draw();
+    if (!document.querySelector("dialog[open]")) viewport.scrollIntoView({ block: "nearest" });
     if (byId("details").open) showDetails();
   }
 
@@ -576,13 +577,16 @@ const sam2vit = (() => {
     return element("section", { className: `chart ${className}` }, element("h3", { text: title }), svg);
   }
 
+  const canvas = (width, height, role, label) =>
+    drawn("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role, "aria-label": label });
+
   function itemChart() {
     const shownItems = report.items
       .map((item, index) => [item, index, ...report.per_item[index]])
       .filter(([, , output, review]) => output + review > 0)
       .sort((one, other) => other[2] + other[3] - one[2] - one[3]);
     const most = Math.max(1, ...shownItems.map(([, , output, review]) => output + review));
-    const svg = drawn("svg", { width: 360, height: 19 * shownItems.length, role: "group", "aria-label": "Photos by item" });
+    const svg = canvas(310, 19 * shownItems.length, "group", "Photos by item");
     shownItems.forEach(([item, index, output, review], place) => {
       const top = 19 * place;
       const link = drawn("a", { role: "button", tabindex: "0" });
@@ -590,9 +594,9 @@ const sam2vit = (() => {
       link.append(
         drawn("title", {}, `${item}: ${output} labelled, ${review} in review`),
         drawn("text", { x: 108, y: top + 13, "text-anchor": "end", class: "name" }, short),
-        drawn("rect", { x: 114, y: top + 3, width: (190 * output) / most, height: 12, class: "bar" }),
-        drawn("rect", { x: 114 + (190 * output) / most, y: top + 3, width: (190 * review) / most, height: 12, class: "doubtful" }),
-        drawn("text", { x: 120 + (190 * (output + review)) / most, y: top + 13 }, (output + review).toLocaleString("en")),
+        drawn("rect", { x: 114, y: top + 3, width: (150 * output) / most, height: 12, class: "bar" }),
+        drawn("rect", { x: 114 + (150 * output) / most, y: top + 3, width: (150 * review) / most, height: 12, class: "doubtful" }),
+        drawn("text", { x: 120 + (150 * (output + review)) / most, y: top + 13 }, (output + review).toLocaleString("en")),
       );
       const choose = () => {
         byId("item").value = String(index);
@@ -611,14 +615,14 @@ const sam2vit = (() => {
   }
 
   function histogram(title, counts, low) {
-    const [width, height] = [300, 150];
+    const [width, height] = [240, 150];
     const most = Math.max(1, ...counts);
     const total = counts.reduce((sum, count) => sum + count, 0);
-    const svg = drawn("svg", { width, height: height + 20, role: "img", "aria-label": `${title}, ${total} photos` });
+    const svg = canvas(width, height + 20, "img", `${title}, ${plural(total, "photo")}`);
     const step = (1 - low) / counts.length;
     counts.forEach((count, place) => {
       const high = count ? Math.max(1, (height * count) / most) : 0;
-      const bar = drawn("rect", { x: place * 15 + 1, y: height - high, width: 13, height: high, class: "bar" });
+      const bar = drawn("rect", { x: place * 12 + 1, y: height - high, width: 10, height: high, class: "bar" });
       const from = low + step * place;
       bar.append(drawn("title", {}, `${from.toFixed(2)} to ${(from + step).toFixed(2)}: ${count.toLocaleString("en")}`));
       svg.append(bar);
@@ -639,8 +643,8 @@ const sam2vit = (() => {
     const rest = cut.slice(MOST_DOTS / 2);
     const every = Math.max(1, Math.ceil(rest.length / (MOST_DOTS / 2)));
     const some = [...rest.filter((_, place) => place % every === 0), ...doubtful.reverse()];
-    const [width, height] = [300, 150];
-    const svg = drawn("svg", { width, height: height + 20, role: "img", "aria-label": "Mask score by mask area" });
+    const [width, height] = [240, 150];
+    const svg = canvas(width, height + 20, "img", "Mask score by mask area");
     const lowest = Math.min(0.5, ...some.map((number) => columns.mask_score[number]));
     svg.append(drawn("line", { x1: 0, x2: width, y1: height, y2: height, class: "axis" }));
     for (const number of some) {
@@ -745,6 +749,7 @@ const sam2vit = (() => {
     byId("low").value = byId("high").value = "";
     showCounts();
     showFailures();
+    byId("charts-box").open = window.innerWidth > 640;
     showCharts();
     showEvaluation();
     readHash();

@@ -1,0 +1,186 @@
+import io
+import math
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from csv_utilities import format_csv
+from errors import ConfigError
+from evaluation_utilities import (
+    OTHER,
+    Labels,
+    Share,
+    draw_confusion,
+    draw_reliability,
+    evaluate,
+    print_evaluation,
+    read_labels,
+    to_dict,
+    wilson_interval,
+)
+
+ROWS = {
+    name: {"source": name, "file_name": f"{item}/{name}", "model_label": item, "item_probability": probability}
+    for name, item, probability in [
+        ("a", "red", 0.95),
+        ("b", "red", 0.85),
+        ("c", "blue", 0.85),
+        ("d", "blue", 0.45),
+        ("e", "green", 0.25),
+    ]
+}
+
+
+def find(name):
+    return ROWS.get(name.rpartition("/")[2].partition(".")[0])
+
+
+def write(path, columns, *lines):
+    path.write_bytes(format_csv(columns, lines))
+    return path
+
+
+def labels(**truth):
+    return Labels(truth, 0, "", 0)
+
+
+def test_a_table_of_files_and_items_is_read(tmp_path):
+    path = write(tmp_path / "l.csv", ["file_name", "label"], ("a.jpg", "red"), ("red/b.png", "blue"), ("z", "red"))
+    assert read_labels(path, find) == Labels({"a": "red", "b": "blue"}, 1, "z", 0)
+
+
+def test_corrections_are_labels(tmp_path):
+    lines = [
+        ("red/a.png", "red", "right"),
+        ("red/b.png", "blue", "wrong"),
+        ("blue/c.png", "", "Wrong"),
+        ("blue/d.png", "", "bad mask"),
+    ]
+    path = write(tmp_path / "c.csv", ["file_name", "item", "verdict"], *lines)
+    assert read_labels(path, find) == Labels({"a": "red", "b": "blue", "c": None}, 0, "", 1)
+
+
+def test_a_folder_of_class_folders_is_read(tmp_path):
+    for name in ("red/a.jpg", "blue/street/b.png", "blue/.hidden/c.jpg", "stray.txt", "blue/x.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert read_labels(tmp_path, find) == Labels({"a": "red", "b": "blue"}, 1, "x.jpg", 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "message"),
+    [
+        (
+            ["file_name", "item", "verdict"],
+            [("a", "red", "good")],
+            "'good' is no verdict; write right, wrong, bad mask",
+        ),
+        (["file_name", "item"], [("a", "red"), ("red/a.png", "blue")], "'a': is called 'red' and 'blue'; keep one"),
+        (["file_name", "colour"], [("a", "red")], "has no column 'item' or 'label'"),
+        (["file_name", "item"], [("x", "red")], "labels no photo of this output, such as 'x', which is none"),
+    ],
+)
+def test_mistakes_in_labels_are_one_line(tmp_path, columns, lines, message):
+    path = write(tmp_path / "l.csv", columns, *lines)
+    with pytest.raises(ConfigError) as caught:
+        read_labels(path, find)
+    assert str(caught.value).startswith(f"--evaluate {path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(8, 10, 0.4902, 0.9433), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (0, 0, 0.0, 1.0)],
+)
+def test_intervals_are_wilsons(hits, count, low, high):
+    assert wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
+
+
+TRUTH = {"a": "red", "b": "blue", "c": "blue", "d": None, "e": "green"}
+
+
+def measured():
+    return evaluate(list(ROWS.values()), labels(**TRUTH), ["red", "green", "blue", "unused"])
+
+
+def test_what_was_chosen_is_compared_with_the_truth():
+    found = measured()
+    assert (found.accuracy.value, found.accuracy.count) == (0.6, 5)
+    assert found.truths == ["red", "green", "blue", OTHER]
+    assert found.confusion == [[1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    red, green, blue = found.items
+    assert (red.precision.value, red.recall.value, red.support) == (0.5, 1.0, 1)
+    assert (blue.precision.value, blue.recall.value, blue.support) == (0.5, 0.5, 2)
+    assert red.f1 == pytest.approx(2 / 3)
+    assert (green.precision.value, green.f1) == (1.0, 1.0)
+
+
+def test_calibration_is_the_mean_gap_between_promise_and_truth():
+    found = measured()
+    assert [(each.low, each.high, each.accuracy.count) for each in found.bins] == [
+        (0.2, 0.3, 1),
+        (0.4, 0.5, 1),
+        (0.8, 0.9, 2),
+        (0.9, 1.0, 1),
+    ]
+    gaps = [abs(0.25 - 1), abs(0.45 - 0), 2 * abs(0.85 - 0.5), abs(0.95 - 1)]
+    assert found.expected_calibration_error == pytest.approx(sum(gaps) / 5)
+
+
+def test_an_item_that_the_run_does_not_have_is_another():
+    found = evaluate(list(ROWS.values()), labels(a="teal"), ["red", "blue"])
+    assert (found.accuracy.value, found.truths, found.confusion) == (0.0, ["red", OTHER], [[0], [1]])
+
+
+def test_corrections_do_not_change_what_the_model_had_chosen():
+    rows = [{**ROWS["a"], "label": "blue", "label_source": "human"}]
+    assert evaluate(rows, labels(a="blue"), ["red", "blue"]).accuracy.value == 0.0
+
+
+def test_json_has_null_where_nothing_was_counted():
+    found = to_dict(evaluate(list(ROWS.values()), labels(a="blue"), ["red", "blue"]))
+    assert found["accuracy"] == {"value": 0.0, "count": 1, "low": 0.0, "high": pytest.approx(0.7935, abs=1e-4)}
+    red, blue = found["items"]
+    assert (red["recall"]["value"], blue["precision"]["value"]) == (None, None)
+    assert math.isnan(Share.of(0, 0).value)
+
+
+def test_the_tables_name_what_was_confused():
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation(console, measured())
+    text = console.file.getvalue()
+    assert "Accuracy 0.600 (0.231 to 0.882) on 5 labels; expected calibration error" in text
+    assert "  blue taken for red: 1" in text
+    assert "  (other) taken for blue: 1" in text
+
+
+HOSTILE = "<b>&\"'[red]\x1b"
+
+
+def test_no_item_is_markup_in_tables_or_pictures():
+    rows = [{**ROWS["a"], "model_label": HOSTILE}, {**ROWS["b"], "model_label": "x" * 60}]
+    found = evaluate(rows, labels(a=HOSTILE, b=HOSTILE), [HOSTILE, "x" * 60])
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(console, found)
+    assert "<b>&\"'[red]\\x1b" in console.file.getvalue()
+    for picture in (draw_confusion(found), draw_reliability(found)):
+        root = ElementTree.fromstring(picture)
+        assert not root.findall(".//{*}b")
+    texts = [
+        each.text for each in ElementTree.fromstring(draw_confusion(found)).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert "<b>&\"'[red]?" in texts
+    assert f"{'x' * 17}…" in texts
+
+
+@pytest.mark.parametrize("count", [2, 50])
+def test_pictures_hold_few_items_and_many(count):
+    items = [f"item {number}" for number in range(count)]
+    rows = [{"source": item, "model_label": item, "item_probability": 0.5} for item in items]
+    found = evaluate(rows, labels(**dict(zip(items, items, strict=True))), items)
+    root = ElementTree.fromstring(draw_confusion(found))
+    assert len(root.findall("{*}rect")) == 1 + count * count
+    width = float(root.get("width"))
+    assert all(float(each.get("x")) + float(each.get("width")) < width for each in root.findall("{*}rect")[1:])
