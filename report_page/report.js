@@ -709,10 +709,12 @@ const sam2vit = (() => {
 
   function listen() {
     const later = { timer: 0 };
-    byId("filters").addEventListener("input", () => {
-      clearTimeout(later.timer);
-      later.timer = setTimeout(filter, 80);
-    });
+    for (const kind of ["input", "change"]) {
+      byId("filters").addEventListener(kind, () => {
+        clearTimeout(later.timer);
+        later.timer = setTimeout(filter, 80);
+      });
+    }
     byId("filters").addEventListener("submit", (event) => event.preventDefault());
     byId("filters").addEventListener("reset", () => setTimeout(filter));
     byId("save").addEventListener("click", save);

@@ -1,0 +1,391 @@
+"""The report's page in a real browser: Chromium, without a window."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from conftest import make_image
+from csv_utilities import read_csv
+from mask_utilities import cut_out
+from png_utilities import encode_png
+from record_utilities import Places, write_atomically
+from report_utilities import write_report
+from thumbnail_utilities import save_thumbnails
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not BROWSER or not DRIVER, reason="no chromium with chromedriver: apt-get install chromium chromium-driver"
+)
+ITEMS = ("red", "dark red", "blue")
+HOSTILE_ITEM = "\"'&<b>=cmd"
+HOSTILE = (
+    "<img src=x onerror=alert(1)>.jpg",
+    "</script><script>alert(1)</script>.jpg",
+    "=cmd|' &C'!A0.jpg",
+    "javascript:alert(1).jpg",
+    "\u202egpj.exe.jpg",
+    "a\nb%41#?.jpg",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    downloads = tmp_path_factory.mktemp("downloads")
+    for flag in (
+        *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"),
+        *("disable-component-update", "disable-sync", "window-size=1200,900"),
+        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.downloads = downloads
+    yield driver
+    driver.quit()
+
+
+def row(source, label, margin, *flags):
+    return {
+        "file_name": f"{label}/{source.rpartition('.')[0] or source}.png",
+        "label": label,
+        "source": source,
+        "label_source": "model",
+        "prompt": f"a {label} car",
+        "item_probability": (1 + margin) / 2,
+        "margin": margin,
+        "top_items": [{"item": label, "probability": (1 + margin) / 2}, {"item": "blue", "probability": 0.1}],
+        "mask_score": 0.9,
+        "mask_area": 0.25,
+        "width": 96,
+        "height": 64,
+        "flags": list(flags),
+    }
+
+
+ROWS = [row(f"street/{n}.jpg", ITEMS[n % 3], 0.9 - n / 20, *(["small"] if n % 4 == 0 else [])) for n in range(12)]
+ROWS.append(row("doubtful.jpg", "blue", 0.05, "low margin", "review"))
+
+
+def make_report(folder, rows, items=ITEMS, *, draw=True, **options):
+    places = Places(folder / "out", folder / "out-review")
+    rows_, columns = np.mgrid[:64, :96]
+    mask = ((rows_ - 32) / 24) ** 2 + ((columns - 48) / 36) ** 2 < 1
+    for seed, each in enumerate(rows if draw else ()):
+        image = make_image(96, 64, seed)
+        save_thumbnails(folder / "out-report", each["source"], image, alpha=255 * mask.astype(np.uint8), crop=None)
+        write_atomically(places.png(each), encode_png(cut_out(image, mask), mask))
+        write_atomically(folder / "photos" / each["source"], encode_png(image))
+    given = {"dataset_dir": folder / "photos", "failures": [], "facts": {"SAM 2": "tiny"}, **options}
+    return write_report(folder / "out-report", places, rows, items=items, **given)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    failures = [{"stage": "decode", "reason": "no <i>JPEG</i>", "source": "x.jpg"}]
+    return make_report(tmp_path_factory.mktemp("report"), ROWS, failures=failures)
+
+
+@pytest.fixture
+def page(browser, report):
+    return open_page(browser, report)
+
+
+def open_page(browser, path, hash_=""):
+    browser.get("about:blank")
+    browser.get(path.as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.get("about:blank")
+    browser.get(path.as_uri() + hash_)
+    wait(browser, lambda: cells(browser))
+    return browser
+
+
+def wait(browser, condition, seconds=10):
+    return WebDriverWait(browser, seconds, 0.02).until(lambda _: condition())
+
+
+def cells(browser):
+    return browser.find_elements(By.CSS_SELECTOR, ".cell")
+
+
+def names(browser):
+    """The photos of the grid, in order, as soon as their rows have come."""
+
+    script = "return [...document.querySelectorAll('.cell')].sort((a, b) => a.dataset.place - b.dataset.place)"
+
+    def read():
+        texts = browser.execute_script(f"{script}.map(cell => cell.title)")
+        return texts if all(texts) else None
+
+    return wait(browser, read)
+
+
+def place(cell):
+    return int(cell.get_attribute("data-place"))
+
+
+def press(browser, *keys):
+    browser.switch_to.active_element.send_keys(*keys)
+
+
+def text(browser, id_):
+    return browser.find_element(By.ID, id_).text
+
+
+def shows(browser, id_, expected):
+    wait(browser, lambda: expected in text(browser, id_))
+
+
+def choose(browser, id_, label):
+    select = browser.find_element(By.ID, id_)
+    next(each for each in select.find_elements(By.TAG_NAME, "option") if each.text == label).click()
+
+
+def errors(browser):
+    return [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def broken(browser):
+    """The pictures that have not loaded; none while some are on their way."""
+    script = "return [...document.images].filter(i => i.src && i.complete && !i.naturalWidth).map(i => i.src)"
+    wait(browser, lambda: browser.execute_script("return [...document.images].every(i => !i.src || i.complete)"))
+    return browser.execute_script(script)
+
+
+def test_it_opens_without_errors_and_shows_every_photo_the_doubtful_first(page):
+    assert names(page) == ["doubtful.jpg", *(f"street/{n}.jpg" for n in range(11, -1, -1))]
+    assert text(page, "counts") == "12 cut-outs labelled, 1 in review, 1 failed"
+    assert text(page, "shown") == "13 of 13 photos"
+    assert broken(page) == []
+    assert errors(page) == []
+
+
+def test_what_failed_is_told_with_its_reason(page):
+    page.find_element(By.CSS_SELECTOR, "#failures-box summary").click()
+    assert "1 in decode: no <i>JPEG</i>" in text(page, "failures")
+    assert "x.jpg" in text(page, "failures")
+
+
+def test_filters_leave_the_photos_that_pass_and_stay_in_the_address(page):
+    choose(page, "item", "dark red")
+    shows(page, "shown", "4 of 13 photos")
+    assert names(page) == [f"street/{n}.jpg" for n in (10, 7, 4, 1)]
+    choose(page, "flag", "small")
+    shows(page, "shown", "1 of 13 photos")
+    address = page.current_url
+    page.find_element(By.CSS_SELECTOR, "#filters button").click()
+    shows(page, "shown", "13 of 13 photos")
+    page.get("about:blank")
+    page.get(address)
+    shows(page, "shown", "1 of 13 photos")
+
+
+def test_photos_are_found_by_name_and_by_probability(page):
+    page.find_element(By.ID, "text").send_keys("STREET/1")
+    shows(page, "shown", "3 of 13 photos")
+    page.find_element(By.CSS_SELECTOR, "#filters button").click()
+    page.find_element(By.ID, "high").send_keys("0.6")
+    shows(page, "shown", "1 of 13 photos")
+    assert names(page) == ["doubtful.jpg"]
+
+
+def test_no_photo_that_passes_is_said(page):
+    page.find_element(By.ID, "text").send_keys("nothing")
+    wait(page, lambda: "No photo passes" in text(page, "viewport"))
+    press(page, Keys.ESCAPE)
+    page.find_element(By.ID, "viewport").click()
+    page.find_element(By.TAG_NAME, "body").send_keys("r", Keys.ENTER, Keys.ARROW_RIGHT)
+    assert errors(page) == []
+
+
+def test_orders_are_doubt_surety_and_a_sample_that_is_the_same_each_time(page):
+    doubtful = names(page)
+    choose(page, "order", "surest first")
+    wait(page, lambda: names(page) == doubtful[::-1])
+    choose(page, "order", "random sample")
+    wait(page, lambda: names(page) not in (doubtful, doubtful[::-1]))
+    sample = names(page)
+    assert sorted(sample) == sorted(doubtful)
+    assert "only such labels tell how precise" in text(page, "sample-note")
+    choose(page, "order", "doubtful first")
+    choose(page, "order", "random sample")
+    wait(page, lambda: names(page) == sample)
+
+
+def test_the_original_shows_under_the_pointer_and_in_focus(page):
+    cell = next(each for each in cells(page) if place(each) == 2)
+    photo = cell.find_element(By.CSS_SELECTOR, ".photo")
+    assert not photo.is_displayed()
+    ActionChains(page).move_to_element(cell).perform()
+    wait(page, photo.is_displayed)
+    assert photo.get_attribute("src").endswith(".jpg")
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.END)
+    last = next(each for each in cells(page) if place(each) == 12)
+    wait(page, last.find_element(By.CSS_SELECTOR, ".photo").is_displayed)
+
+
+def test_the_background_is_a_checkerboard_or_white(page):
+    picture = page.find_element(By.CSS_SELECTOR, ".picture")
+    assert "gradient" in picture.value_of_css_property("background-image")
+    choose(page, "ground", "white")
+    wait(page, lambda: page.find_element(By.ID, "grid").get_attribute("class") == "white")
+    picture = page.find_element(By.CSS_SELECTOR, ".picture")
+    assert picture.value_of_css_property("background-color") == "rgba(255, 255, 255, 1)"
+
+
+def test_details_open_and_close_with_keys(page):
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.ENTER)
+    shows(page, "details-title", "blue: doubtful.jpg")
+    wait(page, lambda: page.find_element(By.CSS_SELECTOR, "#original path").get_attribute("d").startswith("M"))
+    assert "low margin" in text(page, "numbers")
+    assert "a blue car" in text(page, "numbers")
+    assert text(page, "top").split()[-4:] == ["blue", "52.5%", "blue", "10.0%"]
+    assert page.find_element(By.ID, "cut-out").get_attribute("src").endswith("/out-review/blue/doubtful.png")
+    assert page.find_element(By.CSS_SELECTOR, "#original img").get_attribute("src").endswith("/photos/doubtful.jpg")
+    assert broken(page) == []
+    press(page, "m")
+    wait(page, lambda: not page.find_element(By.CSS_SELECTOR, "#original svg").is_displayed())
+    press(page, Keys.ARROW_RIGHT)
+    shows(page, "details-title", "blue: street/11.jpg")
+    press(page, Keys.ESCAPE)
+    wait(page, lambda: not page.find_element(By.ID, "details").is_displayed())
+    assert "street/11.jpg" in page.switch_to.active_element.get_attribute("title")
+    assert errors(page) == []
+
+
+def test_where_a_photo_is_gone_its_thumbnail_stands_in(browser, tmp_path):
+    path = make_report(tmp_path, ROWS[:1])
+    shutil.rmtree(tmp_path / "photos")
+    open_page(browser, path).find_element(By.TAG_NAME, "body").send_keys(Keys.ENTER)
+    image = browser.find_element(By.CSS_SELECTOR, "#original img")
+    wait(browser, lambda: "/thumbnails/" in image.get_attribute("src"))
+    assert broken(browser) == []
+    browser.get_log("browser")  # of the photo that is not there
+
+
+def verdicts(browser):
+    marks = "[...document.querySelectorAll('.cell .verdict')]"
+    return dict(browser.execute_script(f"return {marks}.map(mark => [mark.parentElement.title, mark.textContent])"))
+
+
+def test_photos_are_reviewed_with_keys_and_the_verdicts_saved(page):
+    body = page.find_element(By.TAG_NAME, "body")
+    names(page)
+    body.send_keys("r")  # doubtful.jpg
+    press(page, "w")  # street/11
+    press(page, "c")  # street/10
+    wait(page, page.find_element(By.ID, "choice").is_displayed)
+    press(page, "bl", Keys.ENTER)
+    press(page, "b")  # street/9
+    press(page, "s")  # street/8
+    press(page, Keys.ENTER)  # street/7
+    shows(page, "details-title", "street/7.jpg")
+    press(page, "r")
+    shows(page, "details-title", "street/6.jpg")
+    press(page, "u")
+    shows(page, "details-title", "street/7.jpg")
+    press(page, "w", Keys.ESCAPE)
+    expected = {
+        "doubtful.jpg": "✓ right",
+        "street/11.jpg": "✗ wrong",
+        "street/10.jpg": "→ blue",
+        "street/9.jpg": "⚠ bad mask",
+        "street/7.jpg": "✗ wrong",
+    }
+    wait(page, lambda: verdicts(page) == expected)
+    assert text(page, "reviewed-count") == "5 reviewed"
+
+    page.get("about:blank")
+    page.back()  # they stay
+    wait(page, lambda: cells(page) and names(page) and verdicts(page) == expected)
+    choose(page, "reviewed", "not yet")
+    shows(page, "shown", "8 of 13 photos")
+
+    page.find_element(By.ID, "save").click()
+    saved = wait(page, lambda: next(iter(page.downloads.glob("corrections.csv")), None))
+    lines = [(line["file_name"], line["item"], line["verdict"]) for line in read_csv(saved, flag="--apply")]
+    saved.unlink()
+    assert lines == [
+        ("blue/doubtful.png", "blue", "right"),
+        ("blue/street/11.png", "", "wrong"),
+        ("dark red/street/10.png", "blue", "wrong"),
+        ("dark red/street/7.png", "", "wrong"),
+        ("red/street/9.png", "", "bad mask"),
+    ]
+    page.find_element(By.ID, "clear").click()
+    page.switch_to.alert.accept()
+    shows(page, "reviewed-count", "0 reviewed")
+    assert errors(page) == []
+
+
+def test_the_mouse_does_what_the_keys_do(page):
+    names(page)
+    cells(page)[0].click()
+    shows(page, "details-title", "doubtful.jpg")
+    page.find_element(By.CSS_SELECTOR, '[data-key="r"]').click()
+    shows(page, "details-title", "street/11.jpg")
+    page.find_element(By.CSS_SELECTOR, '[data-key="c"]').click()
+    page.find_elements(By.CSS_SELECTOR, "#choice-list li")[0].click()
+    shows(page, "details-title", "street/10.jpg")
+    page.find_element(By.CSS_SELECTOR, '[data-key="Escape"]').click()
+    wait(page, lambda: verdicts(page) == {"doubtful.jpg": "✓ right", "street/11.jpg": "→ red"})
+
+
+def test_a_bar_of_an_item_filters_by_keyboard_too(page):
+    page.find_element(By.CSS_SELECTOR, ".items a").send_keys(Keys.ENTER)
+    shows(page, "shown", "5 of 13 photos")
+    assert page.find_element(By.ID, "item").get_attribute("value") == "2"
+
+
+def test_help_names_the_keys(page):
+    page.find_element(By.TAG_NAME, "body").send_keys("?")
+    shows(page, "keys", "choose another item")
+    press(page, Keys.ESCAPE)
+
+
+def test_no_name_acts_on_the_page(browser, tmp_path):
+    rows = [row(each, HOSTILE_ITEM, 0.5) | {"file_name": f"{HOSTILE_ITEM}/{n}.png"} for n, each in enumerate(HOSTILE)]
+    failures = [{"stage": "decode", "reason": HOSTILE[0], "source": HOSTILE[1]}]
+    facts = {HOSTILE[0]: HOSTILE[1]}
+    path = make_report(tmp_path, rows, [HOSTILE_ITEM], draw=False, failures=failures, facts=facts)
+    open_page(browser, path)
+    assert sorted(names(browser)) == sorted(HOSTILE)
+    for _ in HOSTILE:
+        browser.find_element(By.TAG_NAME, "body").send_keys("r")
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.HOME, Keys.ENTER)
+    shows(browser, "details-title", HOSTILE_ITEM)
+    made = "script:not([src]), #grid b, #facts img, #failures img"
+    assert browser.find_elements(By.CSS_SELECTOR, made) == []
+    assert browser.execute_script("return [...document.images].every(i => !i.hasAttribute('onerror'))")
+    press(browser, Keys.ESCAPE)
+    browser.find_element(By.ID, "save").click()
+    saved = wait(browser, lambda: next(iter(browser.downloads.glob("corrections.csv")), None))
+    lines = read_csv(saved, flag="--apply")
+    saved.unlink()
+    assert {line["file_name"] for line in lines} == {each["file_name"] for each in rows}
+    assert {line["item"] for line in lines} == {HOSTILE_ITEM}
+    browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_of_many_photos_few_cells_exist(browser, tmp_path):
+    rows = [row(f"{n:04}.jpg", ITEMS[n % 3], n / 2000) for n in range(2000)]
+    open_page(browser, make_report(tmp_path, rows, draw=False))
+    assert len(cells(browser)) < 100
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.END)
+    wait(browser, lambda: "1999.jpg" in [cell.get_attribute("title") for cell in cells(browser)])
+    assert len(cells(browser)) < 100
+    assert len(browser.find_elements(By.CSS_SELECTOR, "script[src^='data/rows']")) < 4
+    browser.find_element(By.ID, "text").send_keys("1234")
+    shows(browser, "shown", "1 of 2,000 photos")
+    browser.get_log("browser")
