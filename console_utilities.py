@@ -122,6 +122,11 @@ def print_facts(console: Console, facts: Mapping[str, str]) -> None:
         console.print(line, soft_wrap=True)
 
 
+def print_line(console: Console, text: str) -> None:
+    """Prints a line as it is: names in it are no markup, and it is not broken."""
+    console.print(Text(printable(text)), soft_wrap=True)
+
+
 class RunProgress:
     """A progress bar on a terminal, a line every ten seconds elsewhere; a context manager.
 

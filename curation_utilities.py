@@ -16,7 +16,7 @@ from config_utilities import PROMPT_KEYS, Settings
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
-from output_utilities import sibling
+from folder_utilities import sibling
 from prompt_utilities import Label
 from record_utilities import (
     BAD_MASK,

@@ -182,3 +182,8 @@ def select_compile(compile_models: str, device: str, photos: int) -> bool:
     if not device.startswith("cuda") or compile_models == "off":
         return False
     return compile_models == "on" or photos >= _COMPILED_FROM
+
+
+def count_threads() -> int:
+    """Returns how many threads decode, cut, and write, each: more than 16 outrun any one device."""
+    return min(16, os.cpu_count() or 1)

@@ -31,10 +31,10 @@ import numpy as np
 from csv_utilities import format_csv
 from errors import ConfigError, OutputError
 from mask_utilities import bounding_box
-from output_utilities import CARD, METADATA, write_atomically
 from photo_utilities import open_regular
 from pipeline_utilities import map_ahead
 from png_utilities import read_mask
+from record_utilities import CARD, METADATA, write_atomically
 from split_utilities import SPLIT_NAMES, Split, assign_splits, digest, read_splits, write_splits
 
 _LOGGER = logging.getLogger("sam2vit")

@@ -6,27 +6,24 @@ python main.py --dataset-dir dataset_cars --output output
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import json
 import logging
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from config_utilities import PROMPT_KEYS, Settings, available_presets, read_config, read_settings
+from config_utilities import Settings, available_presets, read_config, read_settings
 from errors import ConfigError, OutputError, PromptError, UserError
 from flag_utilities import parse_flags
 from pipeline_utilities import stage
-from prompt_utilities import get_prompts, replace_item
-from record_utilities import Thresholds
+from prompt_utilities import get_prompts
 from signal_utilities import Signals
 
 if TYPE_CHECKING:
@@ -34,12 +31,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clip_utilities import ClipModel
-    from curation_utilities import Finished
     from dataset_utilities import PhotoFile
     from flow_utilities import Flow, Photo
     from focus_utilities import Detector, Focus
+    from folder_utilities import Folders
     from output_utilities import OutputFolder
-    from record_utilities import Places
     from sam_utilities import Sam2
 
 # Before torch is imported: operations that MPS lacks run on the CPU instead of failing.
@@ -49,8 +45,6 @@ _LOGGER = logging.getLogger("sam2vit")
 
 EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
-
-_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # of lines with names in them
 
 DRY_RUN_LINES = 20  # photos that --dry-run lists
 DRY_RUN_PROMPTS = 8  # prompts that it shows
@@ -70,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _console(settings) as console, signals:
             if settings.dry_run:
                 return dry_run(settings, console)
-            return curate(settings, console) if settings.revises else run(settings, console, signals)
+            return afterwards(settings, console) if settings.revises else run(settings, console, signals)
     except UserError as error:
         _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
         return EXIT_UNUSABLE
@@ -79,9 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
 
 
+def afterwards(settings: Settings, console: Console) -> int:
+    """Does what is asked for with an output that is there, and returns the exit code."""
+    from afterwards_utilities import curate
+
+    return EXIT_COMPLETE if curate(settings, console) else EXIT_INCOMPLETE
+
+
 def run(settings: Settings, console: Console, signals: Signals) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
-    from output_utilities import lock_output
+    from afterwards_utilities import check_side_products
+    from folder_utilities import check_folders, lock_output
     from record_utilities import clear_temporaries
 
     check_side_products(settings)
@@ -102,9 +104,16 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         console: Where to say it.
         signals: Which may end it early.
     """
+    from afterwards_utilities import write_side_products
     from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
     from dataset_utilities import find_photos, watch_dataset
-    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads, select_pixels_at_once
+    from device_utilities import (
+        count_threads,
+        forbid_tf32,
+        keep_freed_memory,
+        leave_cores_to_threads,
+        select_pixels_at_once,
+    )
     from flow_utilities import Flow
     from output_utilities import OutputFolder
     from pipeline_utilities import measures_devices
@@ -127,7 +136,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         _deciding_settings(settings, machine, models),
         items=settings.items,
         overwrite=settings.overwrite,
-        threads=_threads(),
+        threads=count_threads(),
         most_pixels=most_pixels,
         unknown=folders.unknown if settings.keep_unknown else None,
         thresholds=settings.thresholds,
@@ -148,7 +157,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
                 output,
                 progress,
                 batch_size=machine.batch_size,
-                threads=_threads(),
+                threads=count_threads(),
                 overlap=machine.overlaps and not measures_devices(),
                 most_pixels=most_pixels,
                 stopping=signals.stopping,
@@ -187,12 +196,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
     write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
     if settings.micro:
-        console.print(
-            "The micro models are for trying out; for photographs leave out "
-            "--demo and --micro:\n  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER\nwhich downloads "
-            f"{Settings.sam_model} and {Settings.clip_model}, 0.9 GB each.",
-            **_PLAIN,
-        )
+        _say_what_micro_is_for(console)
     return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
 
 
@@ -365,80 +369,6 @@ def load_models(settings: Settings, machine: Machine) -> Models:
     return Models(clip_model, sam2_model, detector)
 
 
-def check_side_products(settings: Settings) -> None:
-    """Says before a run of hours what would keep its exports from being made."""
-    if settings.exports:
-        from export_utilities import check_exports
-
-        check_exports(settings.exports, split=_split(settings), has_masks=not settings.no_sam)
-
-
-def write_side_products(
-    settings: Settings,
-    folders: Folders,
-    places: Places,
-    items: Sequence[str],
-    console: Console,
-    *,
-    facts: Mapping[str, str],
-) -> None:
-    """Writes the exports that are asked for, and the report's page.
-
-    Args:
-        settings: Of the run.
-        folders: Where to, and where the photos are.
-        places: Of the cut-outs.
-        items: All that photos could be given.
-        console: Where to say it.
-        facts: What the page says of the run.
-    """
-    from console_utilities import printable
-    from record_utilities import FAILURE_TYPES, FAILURES, iterate_records, read_lines
-
-    if settings.exports:
-        from export_utilities import Captions, export
-
-        def prompt_for(row: Mapping[str, Any]) -> str:
-            item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
-            return replace_item(row["prompt"], item, row["label"], **parts)
-
-        counts = export(
-            settings.exports,
-            iterate_records(places),
-            output=places.output,
-            dataset_dir=folders.dataset,
-            folder=folders.export,
-            items=items,
-            split=_split(settings),
-            seed=settings.seed,
-            captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
-            threads=_threads(),
-        )
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        console.print(f"Exports in {printable(str(folders.export))}/: {told}", **_PLAIN)
-    if not settings.no_report:
-        from report_utilities import write_report
-
-        failures, _ = read_lines(places.output / FAILURES, FAILURE_TYPES)
-        page = write_report(
-            folders.report,
-            places,
-            iterate_records(places),
-            dataset_dir=folders.dataset,
-            failures=failures,
-            facts=facts,
-            items=items,
-            threads=_threads(),
-        )
-        console.print(f"Look through it, the doubtful first: {printable(page.resolve().as_uri())}", **_PLAIN)
-
-
-def _split(settings: Settings) -> Any:
-    from split_utilities import parse_split
-
-    return None if settings.split is None else parse_split(settings.split)
-
-
 def write_photo(photo: Photo, output: OutputFolder, settings: Settings, folders: Folders) -> None:
     """Sends a cut-out and its record on their way, its thumbnails, and with `--debug` its inspection picture."""
     from record_utilities import photo_record, write_atomically
@@ -508,154 +438,13 @@ def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None =
     return picture if box is None else crop(picture, box, background_rgba(background))
 
 
-def curate(settings: Settings, console: Console) -> int:
-    """Does what is asked for with an output that is there, and returns the exit code."""
-    from console_utilities import count_of, printable
-    from curation_utilities import apply_corrections, read_finished, undo
-    from output_utilities import lock_output
-    from report_utilities import read_facts
-
-    output = Path(settings.output)
-    if not output.is_dir():
-        raise OutputError(f"--output {output}: no run has written to it yet; name the output of one")
-    code = EXIT_COMPLETE
-    with lock_output(output):
-        finished = read_finished(output)
-        if settings.undo:
-            console.print(f"Taken back: {printable(undo(finished))}", **_PLAIN)
-            finished = read_finished(output)
-        if settings.apply:
-            counts = apply_corrections(finished, Path(settings.apply))
-            changed = counts.pop("changed")
-            told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-            console.print(f"{told or 'No corrections'}; {count_of(changed, 'record')} changed", **_PLAIN)
-        if settings.relabel:
-            relabel_photos(finished, settings, console)
-        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
-        if settings.evaluate:
-            code = evaluate_labels(finished, settings, folders, console)
-        made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
-        settings = dataclasses.replace(settings, **made_with, no_sam=bool(finished.settings.get("no_sam")))
-        check_side_products(settings)
-        redraw_thumbnails(settings, folders, finished, console)
-        facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
-        write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
-    return code
-
-
-def relabel_photos(finished: Finished, settings: Settings, console: Console) -> None:
-    """Labels every photo of an output anew with other prompts, and says what that has changed."""
-    from clip_utilities import ClipModel
-    from console_utilities import count_of, print_changes
-    from curation_utilities import relabel, relabelled_settings
-    from device_utilities import select_device, select_precision
-
-    model = finished.settings.get("clip_model", settings.clip_model)
-    device = select_device(settings.clip_device, purpose="CLIP")
-    clip_model = ClipModel(
-        model,
-        device,
-        items=settings.items,
-        prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
-        decision=settings.decision,
-        precision=select_precision(settings.precision, device),
-        show_progress=not settings.quiet,
-    )
-    if clip_model.digest != finished.settings.get("clip_weights"):
-        raise OutputError(
-            f"--relabel: {model} is not the model that {finished.places.output} was made with; run over the photos "
-            "again with --overwrite"
-        )
-    thresholds = finished.thresholds if settings.thresholds == Thresholds() else settings.thresholds
-    new = relabelled_settings(finished.settings, settings, thresholds)
-    result = relabel(
-        finished, clip_model, thresholds=thresholds, settings=new, by=f"--relabel --config {settings.config}"
-    )
-    print_changes(console, result.changed)
-    console.print(
-        f"{sum(result.changed.values())} of {count_of(result.photos, 'photo')} have another item, "
-        f"{result.kept} keep the one that a human gave them, {result.moved_to_review} went to review",
-        **_PLAIN,
-    )
-
-
-def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> int:
-    """Says how good the labels are, keeps that for the page, and sends to review what breaks a promised precision."""
-    import numpy as np
-
-    from console_utilities import count_of, printable
-    from curation_utilities import set_thresholds
-    from evaluation_utilities import draw_confusion, draw_reliability, evaluate, print_evaluation, read_labels, to_dict
-    from record_utilities import write_atomically
-    from report_utilities import EVALUATION
-    from threshold_utilities import describe, find_threshold
-
-    rows = list(finished.records.values())
-    labels = read_labels(Path(settings.evaluate), finished.find)
-    if labels.unknown:
-        _LOGGER.warning(
-            "%s: %d names are no photos of this output, such as %s", settings.evaluate, labels.unknown, labels.example
-        )
-    evaluation = evaluate(rows, labels, finished.items)
-    print_evaluation(console, evaluation)
-    contents = {
-        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False),
-        "confusion.svg": draw_confusion(evaluation),
-        "reliability.svg": draw_reliability(evaluation),
-    }
-    for name, content in contents.items():
-        write_atomically(folders.report / name, content.encode())
-    console.print(f"As JSON and pictures in {printable(str(folders.report))}/", **_PLAIN)
-    target = settings.target_precision
-    if target is None:
-        return EXIT_COMPLETE
-    labelled = [finished.records[source] for source in labels.truth]
-    threshold = find_threshold(
-        np.array([row["item_probability"] for row in rows]),
-        np.array([row["item_probability"] for row in labelled]),
-        np.array([labels.truth[row["source"]] == row["model_label"] for row in labelled]),
-        target=target,
-    )
-    console.print(describe(threshold), **_PLAIN)
-    if threshold.threshold is None:
-        return EXIT_INCOMPLETE
-    thresholds = dataclasses.replace(finished.thresholds, item_probability=threshold.threshold)
-    moved = set_thresholds(finished, thresholds, by=f"--target-precision {target:g}")
-    console.print(
-        f"{count_of(moved, 'photo')} moved; runs that add photos go on with --min-probability {threshold.threshold:g}",
-        **_PLAIN,
-    )
-    return EXIT_COMPLETE
-
-
-def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, console: Console) -> None:
-    """Draws the thumbnails of the page that are missing: of a run without a report, or by an earlier version."""
-    from console_utilities import RunProgress
-    from thumbnail_utilities import redraw_missing
-
-    if settings.no_report:
-        return
-    with RunProgress(console, total=len(finished.records)) as progress:
-        missing = redraw_missing(
-            folders.report,
-            finished.records.values(),
-            output=finished.places.output,
-            review=finished.places.review,
-            dataset_dir=folders.dataset,
-            max_pixels=settings.max_pixels,
-            threads=_threads(),
-            on_progress=progress.advance,
-        )
-    if missing:
-        _LOGGER.warning("%d photos are gone from %s, or can't be read: the page lacks them", missing, folders.dataset)
-
-
 def dry_run(settings: Settings, console: Console) -> int:
     """Says what a run would do, without loading a model or writing a file."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
     from clip_utilities import tokenize
     from console_utilities import count_of, print_facts
     from dataset_utilities import find_photos
+    from folder_utilities import check_folders
     from photo_utilities import is_image
 
     folders, files = check_folders(settings)
@@ -706,50 +495,6 @@ def list_presets() -> int:
         table.add_row(name, str(len(prompts)), ", ".join(values["items"]), ", ".join(values["focus_labels"] or ()))
     Console().print(table)
     return EXIT_COMPLETE
-
-
-@dataclass(frozen=True)
-class Folders:
-    """Where the photos are, and where files are written."""
-
-    dataset: Path
-    output: Path
-    debug: Path
-    unknown: Path
-    review: Path
-    report: Path
-    export: Path
-
-    @property
-    def own(self) -> list[Path]:
-        """The folders that are no photos even where they lie inside the dataset."""
-        return [self.output, self.debug, self.unknown, self.review, self.report, self.export]
-
-
-def check_folders(settings: Settings) -> tuple[Folders, int]:
-    """Returns the folders of a run, and how many files the dataset has; refuses those that would mix."""
-    from dataset_utilities import count_files
-    from output_utilities import check_output
-
-    folders = name_folders(settings.dataset_dir, settings.output)
-    files = count_files(folders.dataset, exclude=folders.own)
-    sides = [
-        (folders.debug, settings.debug),
-        (folders.unknown, settings.keep_unknown),
-        (folders.review, settings.thresholds != Thresholds()),
-        (folders.report, not settings.no_report),
-        (folders.export, settings.exports),
-    ]
-    check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
-    return folders, files
-
-
-def name_folders(dataset_dir: str, output: str) -> Folders:
-    """Returns the folders that go with a dataset and an output."""
-    from output_utilities import sibling
-
-    sides = (sibling(Path(output), kind) for kind in ("debug", "unknown", "review", "report", "export"))
-    return Folders(Path(dataset_dir), Path(output), *sides)
 
 
 def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
@@ -842,11 +587,6 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _threads() -> int:
-    """Returns how many threads decode, cut, and write, each: more than 16 outrun any one device."""
-    return min(16, os.cpu_count() or 1)
-
-
 @contextlib.contextmanager
 def _console(settings: Settings) -> Iterator[Console]:
     from rich.console import Console
@@ -859,6 +599,14 @@ def _console(settings: Settings) -> Iterator[Console]:
     level = logging.INFO if settings.verbose or settings.debug else logging.WARNING
     with logging_to(console, level=level, log_file=settings.log):
         yield console
+
+
+def _say_what_micro_is_for(console: Console) -> None:
+    from console_utilities import print_line
+
+    print_line(console, "The micro models are for trying out; for photographs leave out --demo and --micro:")
+    print_line(console, "  python main.py --dataset-dir YOUR_PHOTOS --output ANOTHER_FOLDER")
+    print_line(console, f"which downloads {Settings.sam_model} and {Settings.clip_model}, 0.9 GB each.")
 
 
 def _say_no_photos(settings: Settings) -> int:

@@ -8,9 +8,8 @@ import json
 import logging
 import math
 import os
-import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from card_utilities import write_cards
 from dataset_utilities import PhotoFile, alternative_name, copy_name
 from errors import OutputError, PhotoError
 from feature_utilities import FEATURES, FeatureFile
-from lock_utilities import hold_lock
+from folder_utilities import sibling, unwritable
 from photo_utilities import open_regular
 from pipeline_utilities import stage
 from png_utilities import encode_png
@@ -52,108 +51,9 @@ from revision_utilities import REVISIONS, finish_revision
 _LOGGER = logging.getLogger("sam2vit")
 
 INFORMATIVE = ("clip_model",)  # what `.run.json` keeps for later, and lets a run go on with another of
-_LOCK = ".lock"  # only while a run is writing
 
 # What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-def sibling(output: Path, kind: str) -> Path:
-    """Returns the folder of side products that stands beside the output, such as `output-debug`."""
-    absolute = Path(os.path.abspath(output))  # `.` has no name of its own  # noqa: PTH100 (links stay links)
-    return absolute.parent / f"{absolute.name}-{kind}"
-
-
-def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path] = ()) -> None:
-    """Refuses an output that would mix with the photos or with somebody's files.
-
-    Args:
-        output: Where cut-outs will go.
-        dataset_dir: Where the photos are.
-        side_folders: Where else files will be written.
-
-    Raises:
-        OutputError: One of them is the dataset or contains it, or the output is no folder, can't be read or holds
-            files of another origin, or its review folder does.
-    """
-    photos = dataset_dir.resolve()
-    for folder in (output, *side_folders):
-        if folder.resolve() == photos or folder.resolve() in photos.parents:
-            relation = "is" if folder.resolve() == photos else "contains"
-            what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
-            raise OutputError(f"{what}: {relation} the dataset {dataset_dir}; name another --output")
-    names = _names(output)
-    if RUN in names:
-        return
-    if names:
-        raise OutputError(
-            f"--output {output}: holds files that are not of a sam2vit run, such as {names[0]!r}; "
-            "name a new or empty folder"
-        )
-    review = sibling(output, "review")
-    if _names(review):
-        raise OutputError(
-            f"--output {output}: is new, but {review} beside it holds {_names(review)[0]!r}; move that away, or name "
-            "another --output"
-        )
-
-
-def _names(folder: Path) -> list[str]:
-    """Returns the names in a folder, but for those that runs have only meanwhile; none where it is missing."""
-    try:
-        return sorted(
-            path.name for path in folder.iterdir() if path.name != _LOCK and not TEMPORARY.fullmatch(path.name)
-        )
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OutputError(f"--output {folder}: {error.strerror}; name a folder of your own") from None
-
-
-@contextlib.contextmanager
-def lock_output(output: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
-
-    Raises:
-        OutputError: Another run has it, or the folder can't be written.
-    """
-    path = output / _LOCK
-
-    def refuse() -> None:
-        raise OutputError(
-            f"--output {output}: {_holder(path)} is writing to it; wait for its end, or name another --output"
-        )
-
-    with contextlib.ExitStack() as stack:
-        try:
-            if not output.exists():
-                output.mkdir(parents=True, exist_ok=True)
-                stack.callback(_remove_if_empty, output)
-            stack.enter_context(hold_lock(path, on_held=refuse))
-        except OSError as error:
-            raise _unwritable(output, error) from None
-        with contextlib.suppress(OSError):  # a full disk is told of by what needs it
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not
-        folder.rmdir()
-
-
-def _holder(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")[:200] or "another run"
-    except (OSError, ValueError):
-        return "another run"
-
-
-def _unwritable(output: Path, error: OSError) -> OutputError:
-    reason = error.strerror or error
-    return OutputError(
-        f"--output {output}: can't be written: {reason}; make room, mend its permissions, or name another"
-    )
 
 
 @dataclass
@@ -233,7 +133,7 @@ class OutputFolder:
             self._failures_file = AppendedFile(output / FAILURES)
             self._features = FeatureFile(output)
         except OSError as error:
-            raise _unwritable(output, error) from None
+            raise unwritable(output, error) from None
         self._pool = ThreadPoolExecutor(threads)
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from csv_utilities import format_csv, read_csv
 from errors import ConfigError
-from output_utilities import write_atomically
+from record_utilities import write_atomically
 
 SPLIT_NAMES = ("train", "validation", "test")
 

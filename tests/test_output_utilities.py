@@ -14,8 +14,9 @@ from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
 from feature_utilities import read_features
+from folder_utilities import check_output, sibling
 from mask_utilities import cut_out
-from output_utilities import OutputFolder, check_output, sibling
+from output_utilities import OutputFolder
 from png_utilities import encode_png, read_mask
 from prompt_utilities import Label
 from record_utilities import Thresholds, photo_record, write_atomically

@@ -28,7 +28,8 @@ from csv_utilities import format_csv
 from curation_utilities import apply_corrections, read_finished
 from dataset_utilities import PhotoFile
 from feature_utilities import FEATURES
-from output_utilities import OutputFolder, check_output, lock_output
+from folder_utilities import check_output, lock_output
+from output_utilities import OutputFolder
 from prompt_utilities import Label
 from record_utilities import Thresholds, clear_temporaries, photo_record
 from revision_utilities import REVISIONS

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from errors import OutputError
-from output_utilities import lock_output
+from folder_utilities import lock_output
 from program import start, wait_for_records
 
 

@@ -1,0 +1,235 @@
+"""What stands beside an output, and what is done with one that is there: page, exports, corrections, other prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from clip_utilities import ClipModel
+from config_utilities import PROMPT_KEYS, Settings
+from console_utilities import RunProgress, count_of, print_changes, print_line
+from curation_utilities import (
+    Finished,
+    apply_corrections,
+    read_finished,
+    relabel,
+    relabelled_settings,
+    set_thresholds,
+    undo,
+)
+from device_utilities import count_threads, select_device, select_precision
+from errors import OutputError
+from evaluation_utilities import draw_confusion, draw_reliability, evaluate, print_evaluation, read_labels, to_dict
+from export_utilities import Captions, check_exports, export
+from folder_utilities import Folders, lock_output, name_folders
+from prompt_utilities import get_prompts, replace_item
+from record_utilities import (
+    FAILURE_TYPES,
+    FAILURES,
+    Places,
+    Thresholds,
+    iterate_records,
+    read_lines,
+    write_atomically,
+)
+from report_utilities import EVALUATION, read_facts, write_report
+from split_utilities import Split, parse_split
+from threshold_utilities import describe, find_threshold
+from thumbnail_utilities import redraw_missing
+
+_LOGGER = logging.getLogger("sam2vit")
+
+
+def curate(settings: Settings, console: Console) -> bool:
+    """Does what is asked for with an output that is there; returns whether all of it could be done."""
+    output = Path(settings.output)
+    if not output.is_dir():
+        raise OutputError(f"--output {output}: no run has written to it yet; name the output of one")
+    complete = True
+    with lock_output(output):
+        finished = read_finished(output)
+        if settings.undo:
+            print_line(console, f"Taken back: {undo(finished)}")
+            finished = read_finished(output)
+        if settings.apply:
+            counts = apply_corrections(finished, Path(settings.apply))
+            changed = counts.pop("changed")
+            told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+            print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
+        if settings.relabel:
+            relabel_photos(finished, settings, console)
+        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
+        if settings.evaluate:
+            complete = evaluate_labels(finished, settings, folders, console)
+        made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
+        settings = dataclasses.replace(settings, **made_with, no_sam=bool(finished.settings.get("no_sam")))
+        check_side_products(settings)
+        redraw_thumbnails(settings, folders, finished, console)
+        facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
+        write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
+    return complete
+
+
+def relabel_photos(finished: Finished, settings: Settings, console: Console) -> None:
+    """Labels every photo of an output anew with other prompts, and says what that has changed."""
+    model = finished.settings.get("clip_model", settings.clip_model)
+    device = select_device(settings.clip_device, purpose="CLIP")
+    clip_model = ClipModel(
+        model,
+        device,
+        items=settings.items,
+        prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
+        decision=settings.decision,
+        precision=select_precision(settings.precision, device),
+        show_progress=not settings.quiet,
+    )
+    if clip_model.digest != finished.settings.get("clip_weights"):
+        raise OutputError(
+            f"--relabel: {model} is not the model that {finished.places.output} was made with; run over the photos "
+            "again with --overwrite"
+        )
+    thresholds = finished.thresholds if settings.thresholds == Thresholds() else settings.thresholds
+    new = relabelled_settings(finished.settings, settings, thresholds)
+    result = relabel(
+        finished, clip_model, thresholds=thresholds, settings=new, by=f"--relabel --config {settings.config}"
+    )
+    print_changes(console, result.changed)
+    print_line(
+        console,
+        f"{sum(result.changed.values())} of {count_of(result.photos, 'photo')} have another item, "
+        f"{result.kept} keep the one that a human gave them, {result.moved_to_review} went to review",
+    )
+
+
+def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> bool:
+    """Says how good the labels are, keeps that for the page, and sends to review what breaks a promised precision.
+
+    Returns whether it could be promised.
+    """
+    rows = list(finished.records.values())
+    labels = read_labels(Path(settings.evaluate), finished.find)
+    if labels.unknown:
+        _LOGGER.warning(
+            "%s: %d names are no photos of this output, such as %s", settings.evaluate, labels.unknown, labels.example
+        )
+    evaluation = evaluate(rows, labels, finished.items)
+    print_evaluation(console, evaluation)
+    contents = {
+        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False),
+        "confusion.svg": draw_confusion(evaluation),
+        "reliability.svg": draw_reliability(evaluation),
+    }
+    for name, content in contents.items():
+        write_atomically(folders.report / name, content.encode())
+    print_line(console, f"As JSON and pictures in {folders.report}/")
+    target = settings.target_precision
+    if target is None:
+        return True
+    labelled = [finished.records[source] for source in labels.truth]
+    threshold = find_threshold(
+        np.array([row["item_probability"] for row in rows]),
+        np.array([row["item_probability"] for row in labelled]),
+        np.array([labels.truth[row["source"]] == row["model_label"] for row in labelled]),
+        target=target,
+    )
+    print_line(console, describe(threshold))
+    if threshold.threshold is None:
+        return False
+    thresholds = dataclasses.replace(finished.thresholds, item_probability=threshold.threshold)
+    moved = set_thresholds(finished, thresholds, by=f"--target-precision {target:g}")
+    print_line(
+        console,
+        f"{count_of(moved, 'photo')} moved; runs that add photos go on with --min-probability {threshold.threshold:g}",
+    )
+    return True
+
+
+def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, console: Console) -> None:
+    """Draws the thumbnails of the page that are missing: of a run without a report, or by an earlier version."""
+    if settings.no_report:
+        return
+    with RunProgress(console, total=len(finished.records)) as progress:
+        missing = redraw_missing(
+            folders.report,
+            finished.records.values(),
+            output=finished.places.output,
+            review=finished.places.review,
+            dataset_dir=folders.dataset,
+            max_pixels=settings.max_pixels,
+            threads=count_threads(),
+            on_progress=progress.advance,
+        )
+    if missing:
+        _LOGGER.warning("%d photos are gone from %s, or can't be read: the page lacks them", missing, folders.dataset)
+
+
+def check_side_products(settings: Settings) -> None:
+    """Says before a run of hours what would keep its exports from being made."""
+    if settings.exports:
+        check_exports(settings.exports, split=_split(settings), has_masks=not settings.no_sam)
+
+
+def write_side_products(
+    settings: Settings,
+    folders: Folders,
+    places: Places,
+    items: Sequence[str],
+    console: Console,
+    *,
+    facts: Mapping[str, str],
+) -> None:
+    """Writes the exports that are asked for, and the report's page.
+
+    Args:
+        settings: Of the run.
+        folders: Where to, and where the photos are.
+        places: Of the cut-outs.
+        items: All that photos could be given.
+        console: Where to say it.
+        facts: What the page says of the run.
+    """
+    if settings.exports:
+
+        def prompt_for(row: Mapping[str, Any]) -> str:
+            item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
+            return replace_item(row["prompt"], item, row["label"], **parts)
+
+        counts = export(
+            settings.exports,
+            iterate_records(places),
+            output=places.output,
+            dataset_dir=folders.dataset,
+            folder=folders.export,
+            items=items,
+            split=_split(settings),
+            seed=settings.seed,
+            captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
+            threads=count_threads(),
+        )
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        print_line(console, f"Exports in {folders.export}/: {told}")
+    if not settings.no_report:
+        failures, _ = read_lines(places.output / FAILURES, FAILURE_TYPES)
+        page = write_report(
+            folders.report,
+            places,
+            iterate_records(places),
+            dataset_dir=folders.dataset,
+            failures=failures,
+            facts=facts,
+            items=items,
+            threads=count_threads(),
+        )
+        print_line(console, f"Look through it, the doubtful first: {page.resolve().as_uri()}")
+
+
+def _split(settings: Settings) -> Split | None:
+
+    return None if settings.split is None else parse_split(settings.split)

@@ -1,0 +1,156 @@
+"""The folders of a run: where they lie, that they do not mix, and that one run at a time writes to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from config_utilities import Settings
+from dataset_utilities import count_files
+from errors import OutputError
+from lock_utilities import hold_lock
+from record_utilities import RUN, TEMPORARY, Thresholds
+
+_LOCK = ".lock"  # only while a run is writing
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the photos are, and where files are written."""
+
+    dataset: Path
+    output: Path
+    debug: Path
+    unknown: Path
+    review: Path
+    report: Path
+    export: Path
+
+    @property
+    def own(self) -> list[Path]:
+        """The folders that are no photos even where they lie inside the dataset."""
+        return [self.output, self.debug, self.unknown, self.review, self.report, self.export]
+
+
+def check_folders(settings: Settings) -> tuple[Folders, int]:
+    """Returns the folders of a run, and how many files the dataset has; refuses those that would mix."""
+    folders = name_folders(settings.dataset_dir, settings.output)
+    files = count_files(folders.dataset, exclude=folders.own)
+    sides = [
+        (folders.debug, settings.debug),
+        (folders.unknown, settings.keep_unknown),
+        (folders.review, settings.thresholds != Thresholds()),
+        (folders.report, not settings.no_report),
+        (folders.export, settings.exports),
+    ]
+    check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
+    return folders, files
+
+
+def name_folders(dataset_dir: str, output: str) -> Folders:
+    """Returns the folders that go with a dataset and an output."""
+    sides = (sibling(Path(output), kind) for kind in ("debug", "unknown", "review", "report", "export"))
+    return Folders(Path(dataset_dir), Path(output), *sides)
+
+
+def sibling(output: Path, kind: str) -> Path:
+    """Returns the folder of side products that stands beside the output, such as `output-debug`."""
+    absolute = Path(os.path.abspath(output))  # `.` has no name of its own  # noqa: PTH100 (links stay links)
+    return absolute.parent / f"{absolute.name}-{kind}"
+
+
+def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path] = ()) -> None:
+    """Refuses an output that would mix with the photos or with somebody's files.
+
+    Args:
+        output: Where cut-outs will go.
+        dataset_dir: Where the photos are.
+        side_folders: Where else files will be written.
+
+    Raises:
+        OutputError: One of them is the dataset or contains it, or the output is no folder, can't be read or holds
+            files of another origin, or its review folder does.
+    """
+    photos = dataset_dir.resolve()
+    for folder in (output, *side_folders):
+        if folder.resolve() == photos or folder.resolve() in photos.parents:
+            relation = "is" if folder.resolve() == photos else "contains"
+            what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
+            raise OutputError(f"{what}: {relation} the dataset {dataset_dir}; name another --output")
+    names = _names(output)
+    if RUN in names:
+        return
+    if names:
+        raise OutputError(
+            f"--output {output}: holds files that are not of a sam2vit run, such as {names[0]!r}; "
+            "name a new or empty folder"
+        )
+    review = sibling(output, "review")
+    if _names(review):
+        raise OutputError(
+            f"--output {output}: is new, but {review} beside it holds {_names(review)[0]!r}; move that away, or name "
+            "another --output"
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns the names in a folder, but for those that runs have only meanwhile; none where it is missing."""
+    try:
+        return sorted(
+            path.name for path in folder.iterdir() if path.name != _LOCK and not TEMPORARY.fullmatch(path.name)
+        )
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(f"--output {folder}: {error.strerror}; name a folder of your own") from None
+
+
+@contextlib.contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
+
+    Raises:
+        OutputError: Another run has it, or the folder can't be written.
+    """
+    path = output / _LOCK
+
+    def refuse() -> None:
+        raise OutputError(
+            f"--output {output}: {_holder(path)} is writing to it; wait for its end, or name another --output"
+        )
+
+    with contextlib.ExitStack() as stack:
+        try:
+            if not output.exists():
+                output.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, output)
+            stack.enter_context(hold_lock(path, on_held=refuse))
+        except OSError as error:
+            raise unwritable(output, error) from None
+        with contextlib.suppress(OSError):  # a full disk is told of by what needs it
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not
+        folder.rmdir()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:200] or "another run"
+    except (OSError, ValueError):
+        return "another run"
+
+
+def unwritable(output: Path, error: OSError) -> OutputError:
+    """Returns the error of an output that can't be written from the beginning."""
+    reason = error.strerror or error
+    return OutputError(
+        f"--output {output}: can't be written: {reason}; make room, mend its permissions, or name another"
+    )
