@@ -33,7 +33,8 @@ PAGE, EVALUATION, _FACTS = "index.html", "evaluation.json", "facts.json"
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
 _SOURCES = ("report.css", "report.js")
 
-_MOST_PHOTOS = 100_000  # in the page, the most doubtful ones: its index takes some 40 bytes of each
+_MOST_PHOTOS = 100_000  # in the page, the most doubtful ones: its index takes some 60 bytes of each
+_SAMPLE = 2_000  # photos that are in it in any case, a random sample of all: the doubtful alone would tell no precision
 _CHUNK = 500  # photos
 _BINS = 20
 _NAMED = 100  # photos of each reason of failure
@@ -67,8 +68,7 @@ def write_report(
         OutputError: It can't be written.
     """
     summary = _Summary(items)
-    # The smallest margin first; records of equal ones in the order of their names.
-    doubtful = heapq.nsmallest(_MOST_PHOTOS, map(summary.add, rows), key=lambda row: (row["margin"], row["source"]))
+    shown, sample_ends = _choose(map(summary.add, rows))
     index = {
         "key": hashlib.sha256(os.fsencode(os.path.abspath(places.output))).hexdigest()[:16],  # noqa: PTH100
         "title": places.output.name,
@@ -76,7 +76,8 @@ def write_report(
         "facts": list(facts.items()),
         **summary.to_dict(),
         "failures": _group(failures),
-        "columns": summary.columns(doubtful),
+        "columns": summary.columns(shown),
+        "sample_ends": sample_ends,
         "chunk": _CHUNK,
         "folders": {
             "output": _url(places.output, folder),
@@ -86,22 +87,54 @@ def write_report(
         "evaluation": _read_json(folder / EVALUATION),
         "pictures": [{"src": name, "alt": alt} for name, alt in PICTURES.items() if (folder / name).exists()],
     }
-    index["counts"] |= {"failed": len(failures), "shown": len(doubtful)}
+    index["counts"] |= {"failed": len(failures), "shown": len(shown)}
     data = folder / "data"
     try:
         write_atomically(folder / _FACTS, json.dumps(facts, indent=1).encode())
         # First what is read last, so that a page never asks for what is not there yet.
-        for number, begin in enumerate(range(0, len(doubtful), _CHUNK)):
-            some = doubtful[begin : begin + _CHUNK]
+        for number, begin in enumerate(range(0, len(shown), _CHUNK)):
+            some = shown[begin : begin + _CHUNK]
             described = map_ahead(lambda row: _describe(row, places), some, threads=threads, ahead=4 * threads)
             _write(data / f"rows-{number:04}.js", f"sam2vit.rows({number}, {_to_script(list(described))});\n".encode())
         write_atomically(data / "index.js", f"sam2vit.index({_to_script(index)});\n".encode())
         for name in (*_SOURCES, PAGE):
             write_atomically(folder / name, (PROGRAM_DIR / "report_page" / name).read_bytes())
-        _delete_from(data, -(-len(doubtful) // _CHUNK))
+        _delete_from(data, -(-len(shown) // _CHUNK))
     except OSError as error:
         raise OutputError(f"{folder}: can't be written: {error.strerror}; make room, or add --no-report") from None
     return folder / PAGE
+
+
+def _choose(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Returns the photos of the page, the most doubtful first, and the last digest of a random sample of all photos.
+
+    The sample is of the smallest digests of sources, which chance has drawn: it stays the same when photos are added,
+    but for those that come into it.
+    """
+    doubtful: list[tuple[tuple[float, str], int, Mapping[str, Any]]] = []  # heaps, the one to give way first
+    sample: list[tuple[int, int, Mapping[str, Any]]] = []
+    for count, row in enumerate(rows):
+        # The number keeps two records of one key from being compared.
+        _keep(doubtful, (_Reversed((row["margin"], row["source"])), count, row), _MOST_PHOTOS)
+        _keep(sample, (-int(source_digest(row["source"]), 16), count, row), _SAMPLE)
+    chosen = {row["source"]: row for _, _, row in (*doubtful, *sample)}
+    everything = len(doubtful) < _MOST_PHOTOS
+    ends = "f" * 16 if everything or not sample else source_digest(sample[0][2]["source"])
+    return sorted(chosen.values(), key=lambda row: (row["margin"], row["source"])), ends
+
+
+class _Reversed(tuple):
+    """A tuple that compares the other way round: the largest is the first of a heap."""
+
+    def __lt__(self, other: tuple[Any, ...]) -> bool:
+        return tuple.__gt__(self, other)
+
+
+def _keep(heap: list[Any], entry: Any, most: int) -> None:
+    if len(heap) < most:
+        heapq.heappush(heap, entry)
+    else:
+        heapq.heappushpop(heap, entry)
 
 
 class _Summary:

@@ -213,30 +213,18 @@ const sam2vit = (() => {
     window.history.replaceState(null, "", set.length ? `#${parameters}` : location.pathname + location.search);
   }
 
-  // A shuffle that is the same each time: mulberry32 and Fisher-Yates.
-  function shuffle(count) {
-    let state = 20240607;
-    const random = () => {
-      state = (state + 0x6d2b79f5) | 0;
-      let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-      return ((mixed ^ (mixed >>> 14)) >>> 0) / 4294967296;
-    };
-    const order = Array.from({ length: count }, (_, number) => number);
-    for (let last = count - 1; last > 0; last -= 1) {
-      const other = Math.floor(random() * (last + 1));
-      [order[last], order[other]] = [order[other], order[last]];
-    }
-    return order;
+  // By the hash of the source: as good as drawn, and the same in every report. Where the page has only the doubtful of
+  // all photos, a sample of all is among them: those whose hashes come first.
+  function shuffle(numbers) {
+    const ids = columns.id;
+    return numbers
+      .filter((number) => ids[number] <= report.sample_ends)
+      .sort((one, other) => (ids[one] < ids[other] ? -1 : 1));
   }
 
   function ordered() {
-    const count = columns.item.length;
-    if (byId("order").value === "random") {
-      shuffled ||= shuffle(count);
-      return shuffled;
-    }
-    const order = Array.from({ length: count }, (_, number) => number);
+    const order = Array.from({ length: columns.item.length }, (_, number) => number);
+    if (byId("order").value === "random") return (shuffled ||= shuffle(order));
     return byId("order").value === "sure" ? order.reverse() : order;
   }
 
@@ -481,8 +469,9 @@ const sam2vit = (() => {
   function showChoices() {
     const text = byId("choice-text").value.trim().toLowerCase();
     const starts = (item) => item.toLowerCase().startsWith(text);
+    const probable = (rowOf(view[position])?.top || []).map(([item]) => item).reverse(); // what is last here comes first
     choices = report.items.filter((item) => item.toLowerCase().includes(text) && item !== itemOf(view[position]));
-    choices.sort((one, other) => starts(other) - starts(one));
+    choices.sort((one, other) => starts(other) - starts(one) || probable.indexOf(other) - probable.indexOf(one));
     chosen = 0;
     byId("choice-list").replaceChildren(
       ...choices.map((item, place) => element("li", { role: "option", id: `choice-${place}`, text: item })),

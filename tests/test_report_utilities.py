@@ -72,10 +72,23 @@ def test_rows_come_in_chunks_and_those_of_a_larger_report_go(tmp_path, monkeypat
 
 def test_of_more_photos_than_a_page_holds_it_shows_the_most_doubtful(tmp_path, monkeypatch):
     monkeypatch.setattr(report_utilities, "_MOST_PHOTOS", 3)
+    monkeypatch.setattr(report_utilities, "_SAMPLE", 0)
     report = write(tmp_path, (row(str(number), margin=number / 10) for number in range(9, -1, -1)))
-    assert report["columns"]["margin"] == [0.0, 0.1, 0.2]
+    assert report["columns"]["margin"][:3] == [0.0, 0.1, 0.2]
     assert (report["counts"]["all"], report["counts"]["shown"]) == (10, 3)
     assert sum(report["histograms"]["margin"]) == 10
+
+
+def test_a_random_sample_of_all_photos_is_in_any_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_MOST_PHOTOS", 3)
+    monkeypatch.setattr(report_utilities, "_SAMPLE", 4)
+    report = write(tmp_path, (row(str(number), margin=number / 100) for number in range(50)))
+    sample = sorted(source_digest(str(number)) for number in range(50))[:4]
+    shown = report["columns"]["id"]
+    assert set(shown) == {*sample, *(source_digest(str(number)) for number in range(3))}
+    assert report["sample_ends"] == sample[-1]
+    assert report["columns"]["margin"] == sorted(report["columns"]["margin"])
+    assert write(tmp_path, [row("1")])["sample_ends"] == "f" * 16
 
 
 def test_failures_are_grouped_by_reason(tmp_path):
