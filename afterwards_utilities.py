@@ -39,7 +39,7 @@ from record_utilities import (
     read_lines,
     write_atomically,
 )
-from report_utilities import EVALUATION, read_facts, write_report
+from report_utilities import EVALUATION, forget_evaluation, read_facts, write_report
 from split_utilities import Split, parse_split
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
@@ -55,6 +55,8 @@ def curate(settings: Settings, console: Console) -> bool:
     complete = True
     with lock_output(output):
         finished = read_finished(output)
+        check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
+        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
         if settings.undo:
             print_line(console, f"Taken back: {undo(finished)}")
             finished = read_finished(output)
@@ -65,12 +67,11 @@ def curate(settings: Settings, console: Console) -> bool:
             print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
         if settings.relabel:
             relabel_photos(finished, settings, console)
-        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
+            forget_evaluation(folders.report)
         if settings.evaluate:
             complete = evaluate_labels(finished, settings, folders, console)
         made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
-        settings = dataclasses.replace(settings, **made_with, no_sam=bool(finished.settings.get("no_sam")))
-        check_side_products(settings)
+        settings = dataclasses.replace(settings, **made_with)
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
         write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
@@ -170,10 +171,10 @@ def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, 
         _LOGGER.warning("%d photos are gone from %s, or can't be read: the page lacks them", missing, folders.dataset)
 
 
-def check_side_products(settings: Settings) -> None:
+def check_side_products(settings: Settings, *, has_masks: bool) -> None:
     """Says before a run of hours what would keep its exports from being made."""
     if settings.exports:
-        check_exports(settings.exports, split=_split(settings), has_masks=not settings.no_sam)
+        check_exports(settings.exports, split=_split(settings), has_masks=has_masks)
 
 
 def write_side_products(

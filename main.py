@@ -85,12 +85,15 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     from afterwards_utilities import check_side_products
     from folder_utilities import check_folders, lock_output
     from record_utilities import clear_temporaries
+    from report_utilities import forget_evaluation
 
-    check_side_products(settings)
+    check_side_products(settings, has_masks=not settings.no_sam)
     folders, files = check_folders(settings)
     with lock_output(folders.output):
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
+        if settings.overwrite:
+            forget_evaluation(folders.report)
         return do_dataset(folders, files, settings, console, signals)
 
 
@@ -529,7 +532,8 @@ def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> 
     deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
     deciding["clip_weights"] = models.clip_model.digest
     deciding["clip_precision"] = machine.clip_precision
-    deciding["clip_model"] = settings.clip_model
+    clip_path = Path(settings.clip_model)  # for --relabel, from wherever that is started
+    deciding["clip_model"] = str(clip_path.resolve()) if clip_path.is_file() else settings.clip_model
     if settings.check:
         deciding["colours"] = settings.colours
     if not settings.no_sam:

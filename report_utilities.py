@@ -273,6 +273,12 @@ def _delete_from(data: Path, count: int) -> None:
         count += 1
 
 
+def forget_evaluation(folder: Path) -> None:
+    """Deletes what an evaluation has left: it is of other labels than those that are there now."""
+    for name in (EVALUATION, *PICTURES):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_facts(folder: Path) -> dict[str, str]:
     """Returns what the page said of the run that it was last built after; nothing where it was not built."""
     facts = _read_json(folder / _FACTS)

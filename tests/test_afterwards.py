@@ -165,7 +165,7 @@ def test_other_prompts_label_anew_what_is_there(done, run, afterwards, config, t
     }
 
 
-def test_the_labels_are_measured(done, afterwards, tmp_path):
+def test_the_labels_are_measured(done, afterwards, config, tmp_path):
     lines = [(source, row["label"]) for source, row in records(done).items()]
     wrong = "blue" if lines[0][1] != "blue" else "red"
     path = write_csv(tmp_path / "labels.csv", ["file_name", "item"], [(lines[0][0], wrong), *lines[1:]])
@@ -176,6 +176,8 @@ def test_the_labels_are_measured(done, afterwards, tmp_path):
     assert index(tmp_path / "out-report")["evaluation"]["accuracy"]["count"] == 6
     assert (tmp_path / "out-report" / "confusion.svg").read_text().startswith("<svg")
     assert "0.83" in out
+    afterwards("--relabel", "--config", config)
+    assert index(tmp_path / "out-report")["evaluation"] is None
 
 
 def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
