@@ -26,7 +26,15 @@ from curation_utilities import (
 )
 from device_utilities import count_threads, select_device, select_precision
 from errors import OutputError
-from evaluation_utilities import draw_confusion, draw_reliability, evaluate, print_evaluation, read_labels, to_dict
+from evaluation_utilities import (
+    confusion_csv,
+    draw_confusion,
+    draw_reliability,
+    evaluate,
+    print_evaluation,
+    read_labels,
+    to_dict,
+)
 from export_utilities import Captions, check_exports, export
 from folder_utilities import Folders, lock_output, name_folders
 from prompt_utilities import get_prompts, replace_item
@@ -39,7 +47,7 @@ from record_utilities import (
     read_lines,
     write_atomically,
 )
-from report_utilities import EVALUATION, forget_evaluation, read_facts, write_report
+from report_utilities import CONFUSION, EVALUATION, forget_evaluation, read_facts, write_report
 from split_utilities import Split, parse_split
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
@@ -123,13 +131,14 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
     evaluation = evaluate(rows, labels, finished.items)
     print_evaluation(console, evaluation)
     contents = {
-        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False),
-        "confusion.svg": draw_confusion(evaluation),
-        "reliability.svg": draw_reliability(evaluation),
+        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False).encode(),
+        CONFUSION: confusion_csv(evaluation),
+        "confusion.svg": draw_confusion(evaluation).encode(),
+        "reliability.svg": draw_reliability(evaluation).encode(),
     }
     for name, content in contents.items():
-        write_atomically(folders.report / name, content.encode())
-    print_line(console, f"As JSON and pictures in {folders.report}/")
+        write_atomically(folders.report / name, content)
+    print_line(console, f"As JSON, CSV and pictures in {folders.report}/")
     target = settings.target_precision
     if target is None:
         return True

@@ -33,8 +33,7 @@ def format_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows([to_cell(each) for each in row] for row in rows)
+    writer.writerows([to_cell(each) for each in row] for row in (columns, *rows))
     return text.getvalue().encode("utf-8-sig", errors="replace")
 
 

@@ -18,6 +18,7 @@ from errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 if TYPE_CHECKING:
     pass
@@ -26,7 +27,8 @@ OTHER = "(other)"  # the truth of photos that are known to be wrong, and of item
 BINS = 10
 
 _Z = 1.959963984540054  # of the normal distribution, for 95%
-_NAMED = 10  # confusions that are printed
+_COLUMNS = 8  # of a confusion matrix that fits a terminal; of a larger one
+_NAMED = 10  # confusions are printed
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,9 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
         f"{count_of(accuracy.count, 'label')}; expected calibration error {evaluation.expected_calibration_error:.3f}",
         highlight=False,
     )
+    if len(evaluation.items) <= _COLUMNS:
+        console.print(_confusion_table(evaluation))
+        return
     wrong = [
         (count, truth, item)
         for truth, row in zip(evaluation.truths, evaluation.confusion, strict=True)
@@ -277,6 +282,26 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     ]
     for count, truth, item in sorted(wrong, key=lambda each: (-each[0], *each[1:]))[:_NAMED]:
         console.print(Text(f"  {printable(truth)} taken for {printable(item)}: {count}"), soft_wrap=True)
+
+
+def _confusion_table(evaluation: Evaluation) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from console_utilities import printable
+
+    table = Table("what it is \\ was taken for", title="Confusion", title_justify="left")
+    for each in evaluation.items:
+        table.add_column(Text(printable(each.item)), justify="right")
+    for truth, counts in zip(evaluation.truths, evaluation.confusion, strict=True):
+        table.add_row(Text(printable(truth)), *(str(count) if count else "" for count in counts))
+    return table
+
+
+def confusion_csv(evaluation: Evaluation) -> bytes:
+    """Returns the confusion matrix as CSV: a line for each truth, a column for each item that the model chose."""
+    lines = ([truth, *map(str, counts)] for truth, counts in zip(evaluation.truths, evaluation.confusion, strict=True))
+    return csv_utilities.format_csv(["truth", *(each.item for each in evaluation.items)], lines)
 
 
 def _format_share(share: Share) -> tuple[str, str]:

@@ -430,7 +430,8 @@ def _draw_with_thumbnails(photo: Photo, settings: Settings, report_dir: Path) ->
             alpha = photo.mask.view("uint8") * 255
         with stage("thumbnails"):
             save_thumbnails(report_dir, photo.file.source, photo.image, alpha=alpha, crop=photo.crop)
-    return _draw(photo, settings.background, photo.crop)
+    with stage("PNG"):
+        return _draw(photo, settings.background, photo.crop)
 
 
 def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:

@@ -423,8 +423,9 @@ def _find_pngs(folder: Path) -> set[str]:
 
 
 def _draw_and_write(path: Path, draw: Callable[[], np.ndarray], mask: np.ndarray | None) -> None:
+    image = draw()
     with stage("PNG"):
-        write_atomically(path, encode_png(draw(), mask))
+        write_atomically(path, encode_png(image, mask))
 
 
 def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:

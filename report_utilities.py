@@ -29,7 +29,7 @@ from png_utilities import read_mask
 from record_utilities import REVIEW, Places, write_atomically
 from thumbnail_utilities import source_digest
 
-PAGE, EVALUATION, _FACTS = "index.html", "evaluation.json", "facts.json"
+PAGE, EVALUATION, CONFUSION, _FACTS = "index.html", "evaluation.json", "confusion.csv", "facts.json"
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
 _SOURCES = ("report.css", "report.js")
 
@@ -275,7 +275,7 @@ def _delete_from(data: Path, count: int) -> None:
 
 def forget_evaluation(folder: Path) -> None:
     """Deletes what an evaluation has left: it is of other labels than those that are there now."""
-    for name in (EVALUATION, *PICTURES):
+    for name in (EVALUATION, CONFUSION, *PICTURES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -46,7 +46,7 @@ _WARM_UP = 64  # photos
 _MANY = 100  # photos, from which on a steady state is told apart
 
 _MODEL_STAGES = ("encoder", "encoder again, in fp32", "decoder", "CLIP")
-_OTHER_STAGES = ("decode", "SAM 2 pixels", "mask", "CLIP pixels", "PNG")
+_OTHER_STAGES = ("decode", "SAM 2 pixels", "mask", "CLIP pixels", "PNG", "thumbnails")
 _BOUNDED = {"encoder": "SAM 2's image encoder", "CLIP": "CLIP's image tower"}
 
 

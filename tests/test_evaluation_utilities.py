@@ -1,16 +1,18 @@
 import io
+import itertools
 import math
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
-from csv_utilities import format_csv
+from csv_utilities import format_csv, read_csv
 from errors import ConfigError
 from evaluation_utilities import (
     OTHER,
     Labels,
     Share,
+    confusion_csv,
     draw_confusion,
     draw_reliability,
     evaluate,
@@ -152,8 +154,25 @@ def test_the_tables_name_what_was_confused():
     print_evaluation(console, measured())
     text = console.file.getvalue()
     assert "Accuracy 0.600 (0.231 to 0.882) on 5 labels; expected calibration error" in text
-    assert "  blue taken for red: 1" in text
-    assert "  (other) taken for blue: 1" in text
+    assert "what it is \\ was taken for" in text
+    rows = [line.replace("│", " ").split() for line in text.splitlines()]
+    assert ["blue", "1", "1"] in rows
+    assert ["(other)", "1"] in rows
+
+
+def test_of_many_items_the_confusions_are_named():
+    items = [f"item {number}" for number in range(30)]
+    rows = [{"source": item, "model_label": item, "item_probability": 0.5} for item in items]
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation(console, evaluate(rows, labels(**dict(itertools.pairwise(items))), items))
+    assert "  item 1 taken for item 0: 1" in console.file.getvalue()
+
+
+def test_the_confusion_matrix_is_a_csv_too(tmp_path):
+    (tmp_path / "c.csv").write_bytes(confusion_csv(measured()))
+    lines = read_csv(tmp_path / "c.csv", flag="--x")
+    assert lines[2] == {"truth": "blue", "red": "1", "green": "0", "blue": "1"}
+    assert lines[3]["truth"] == OTHER
 
 
 HOSTILE = "<b>&\"'[red]\x1b"
