@@ -48,8 +48,8 @@ def is_disputed(label: Label, others: Sequence[Label]) -> bool:
     """Says whether a label does not survive other views: all views together name another item, by mean probability.
 
     The mean over views is how Krizhevsky et al. classify ("ImageNet Classification with Deep Convolutional Neural
-    Networks", 2012, section 4.1). To doubt a label as soon as one view differs catches more wrong labels and disturbs
-    six times as many right ones (`python -m benchmarks.checks`).
+    Networks", 2012, section 4.1). To doubt a label as soon as one view differs catches more wrong labels, but
+    disturbs many times as many right ones (`python -m benchmarks.checks`).
 
     Args:
         label: Of the view that the program goes by.

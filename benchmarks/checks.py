@@ -211,7 +211,7 @@ def _share(hits: int, count: int) -> str:
 
 def _interval(hits: int, count: int) -> tuple[float, float]:
     measure = share_measure("", [True] * hits + [False] * (count - hits))
-    return measure.low, measure.high
+    return max(0.0, measure.low), min(1.0, measure.high)  # rounding leaves -1e-17
 
 
 if __name__ == "__main__":
