@@ -100,7 +100,8 @@ def _read_folder(reading: _Reading) -> None:
     for file in sorted(reading.path.rglob("*")):
         parts = file.relative_to(reading.path).parts
         if len(parts) > 1 and file.is_file() and not any(part.startswith(".") for part in parts):
-            reading.add(["/".join(parts[1:]), "/".join(parts)], parts[0])
+            # The whole first: where the dataset itself has class folders, that is the photo's own name.
+            reading.add(["/".join(parts), "/".join(parts[1:])], parts[0])
 
 
 def _read_csv(reading: _Reading) -> None:

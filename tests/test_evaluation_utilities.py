@@ -67,7 +67,7 @@ def test_a_folder_of_class_folders_is_read(tmp_path):
     for name in ("red/a.jpg", "blue/street/b.png", "blue/.hidden/c.jpg", "stray.txt", "blue/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert read_labels(tmp_path, find) == Labels({"a": "red", "b": "blue"}, 1, "x.jpg", 0)
+    assert read_labels(tmp_path, find) == Labels({"a": "red", "b": "blue"}, 1, "blue/x.jpg", 0)
 
 
 @pytest.mark.parametrize(
@@ -203,3 +203,10 @@ def test_pictures_hold_few_items_and_many(count):
     assert len(root.findall("{*}rect")) == 1 + count * count
     width = float(root.get("width"))
     assert all(float(each.get("x")) + float(each.get("width")) < width for each in root.findall("{*}rect")[1:])
+
+
+def test_a_dataset_that_has_class_folders_itself_labels_its_own_photos(tmp_path):
+    rows = {"1.jpg": {"source": "1.jpg"}, "red/1.jpg": {"source": "red/1.jpg"}}
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "1.jpg").touch()
+    assert read_labels(tmp_path, rows.get).truth == {"red/1.jpg": "red"}
