@@ -340,8 +340,6 @@ const sam2vit = (() => {
     const said = describeVerdict(verdicts.get(columns.id[number]));
     cell.querySelector(".verdict")?.remove();
     if (said) cell.append(element("span", { className: `verdict ${said[0]}`, text: said[1] }));
-    const words = [itemOf(number), percent(columns.probability[number]), name, flags.join(", "), said ? said[1] : ""];
-    cell.setAttribute("aria-label", words.filter(Boolean).join("; "));
     cell.querySelector(".cut").alt = `Cut-out of ${name || "a photo"}, labelled ${itemOf(number)}`;
     cell.querySelector(".photo").alt = `The photo ${name}`;
     cell.title = name;
@@ -529,6 +527,7 @@ const sam2vit = (() => {
     const act = KEYS[key] || (open ? DETAILS_KEYS : GRID_KEYS)[key];
     if (!act) return;
     event.preventDefault();
+    if (event.repeat && key.length === 1) return; // a key that is held down says one verdict, not a hundred
     act();
   }
 
@@ -558,12 +557,12 @@ const sam2vit = (() => {
       if (group.count > group.sources.length) {
         list.append(element("li", { text: `and ${group.count - group.sources.length} more in failures.jsonl` }));
       }
-      byId("failures").append(element("h3", { text: `${group.count} in ${group.stage}: ${group.reason}` }), list);
+      byId("failures").append(element("h2", { className: "small", text: `${group.count} in ${group.stage}: ${group.reason}` }), list);
     }
   }
 
   function chart(title, svg, className = "") {
-    return element("section", { className: `chart ${className}` }, element("h3", { text: title }), svg);
+    return element("section", { className: `chart ${className}` }, element("h2", { className: "small", text: title }), svg);
   }
 
   const canvas = (width, height, role, label) =>
