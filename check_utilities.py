@@ -15,8 +15,9 @@ from prompt_utilities import Label
 
 _MID_GREY = (128, 128, 128)
 
-# What follows was chosen on 1,000 generated scenes and 343 real vehicles, so that right labels are left in peace.
-_MOST_PIXELS = 5_000  # of a mask that are looked at: more change no share by a hundredth
+# What follows was chosen on generated scenes that are not held out and on 343 real vehicles, as they are and in warmer,
+# colder and less light, so that right labels are left in peace.
+_MOST_PIXELS = 5_000  # of a mask that are looked at: all of them change 19 of 20 shares by less than 0.02
 _DARKEST, _BRIGHTEST = 0.6**3, 1.1**3  # light on a colour: shade, and a colour that was written down too dark
 _PALEST, _STRONGEST = 1 / 3, 1.15  # of a colour's chroma: real paints are duller than their names, and they reflect
 _NEAR = 18  # CIELAB units: another white balance moves greys by as much

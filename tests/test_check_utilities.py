@@ -119,7 +119,16 @@ def test_near_synonyms_are_no_reason_to_doubt(body, item):
 
 @pytest.mark.parametrize(
     ("body", "item"),
-    [("red", "blue"), ("red", "green"), ("blue", "red"), ("yellow", "purple"), ("white", "navy"), ("green", "pink")],
+    [
+        ("red", "blue"),
+        ("red", "green"),
+        ("blue", "red"),
+        ("yellow", "purple"),
+        ("white", "navy"),
+        ("green", "pink"),
+        ("blue", "purple"),  # only its hue is another
+        ("gray", "red"),  # only its chroma is another
+    ],
 )
 def test_another_colour_altogether_is_doubted(body, item):
     assert colour_disagrees(*car(COLOURS[body]), item, COLOURS)
@@ -145,6 +154,14 @@ def test_what_lies_outside_the_mask_does_not_count():
     image, mask = car(COLOURS["red"])
     assert not colour_disagrees(image, mask, "red", COLOURS)
     assert colour_disagrees(image, ~mask, "red", COLOURS)
+
+
+def test_the_outline_of_a_mask_does_not_count():
+    image, mask = np.full((12, 16, 3), (40, 90, 200), np.uint8), np.zeros((12, 16), bool)
+    image[5, 5:11] = 190, 30, 35
+    mask[4:7, 4:12] = True  # three quarters of it are sky
+    assert not colour_disagrees(image, mask, "red", COLOURS)
+    assert colour_disagrees(image, mask, "blue", COLOURS)
 
 
 def masked(kind, height, width):
