@@ -182,11 +182,30 @@ def test_the_labels_are_measured(done, afterwards, config, tmp_path):
 
 def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
     before = contents(done)
-    path = write_csv(tmp_path / "l.csv", ["file_name", "item"], [(s, row["label"]) for s, row in records(done).items()])
+    lines = [(source, row["label"]) for source, row in records(done).items()]
+    path = write_csv(tmp_path / "l.csv", ["file_name", "item"], lines[:3])
     code, out, _ = afterwards("--evaluate", path, "--target-precision", "0.99")
     assert code == 1
-    assert "more" in out
+    assert "3 labelled photos can't yet promise that 99% of the labels are right" in out
+    assert "About 3 more can" in out
     assert contents(done) == before
+
+
+def test_a_promise_sends_to_review_what_breaks_it(run, many_photos, afterwards, tmp_path):
+    """All thirty are labelled, and the less probable ten are wrong."""
+    run(dataset=many_photos)
+    done = tmp_path / "out"
+    found = sorted(records(done).values(), key=lambda row: row["item_probability"])
+    wrong = [(row["source"], "blue" if row["label"] != "blue" else "red") for row in found[:10]]
+    right = [(row["source"], row["label"]) for row in found[10:]]
+    path = write_csv(tmp_path / "l.csv", ["file_name", "item"], wrong + right)
+    code, out, _ = afterwards("--evaluate", path, "--target-precision", "0.99")
+    assert code == 0
+    assert "10 photos moved; runs that add photos go on with --min-probability" in out
+    assert set(records(tmp_path / "out-review")) == {source for source, _ in wrong}
+    assert json.loads((done / ".run.json").read_text())["min_probability"] == found[10]["item_probability"]
+    assert "Taken back: --target-precision 0.99" in afterwards("--undo")[1]
+    assert len(records(done)) == 30
 
 
 def test_a_second_opinion_flags_and_with_strict_sends_to_review(tmp_path):
