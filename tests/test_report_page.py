@@ -1,5 +1,6 @@
 """The report's page in a real browser: Chromium, without a window."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+import benchmarks.page
 from conftest import make_image
 from csv_utilities import read_csv
 from mask_utilities import cut_out
@@ -376,6 +378,14 @@ def test_no_name_acts_on_the_page(browser, tmp_path):
     assert {line["file_name"] for line in lines} == {each["file_name"] for each in rows}
     assert {line["item"] for line in lines} == {HOSTILE_ITEM}
     browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_its_benchmark_runs_from_end_to_end(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["page", "--photos", "600", "--json"])
+    benchmarks.page.main()
+    result = json.loads(capsys.readouterr().out)
+    assert all(value > 0 for value in result.values())
+    assert result["cells in the document"] < 100
 
 
 def test_of_many_photos_few_cells_exist(browser, tmp_path):
