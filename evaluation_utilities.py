@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,6 @@ from errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-if TYPE_CHECKING:
-    pass
 
 OTHER = "(other)"  # the truth of photos that are known to be wrong, and of items that the run doesn't have
 BINS = 10
@@ -65,11 +63,9 @@ class _Reading:
             self.unknown.append(names[0])
             return
         source = row["source"]
-        if self.truth.get(source, item) != item:
-            raise ConfigError(
-                f"{self.flag} {self.path}: {source!r}: is called {self.truth[source]!r} and {item!r}; keep one of them"
-            )
-        self.truth[source] = item
+        if self.truth.setdefault(source, item) != item:
+            one, other = ("wrong" if each is None else repr(each) for each in (self.truth[source], item))
+            raise ConfigError(f"{self.flag} {self.path}: {source!r}: is called {one} and {other}; keep one of them")
 
 
 def read_labels(path: Path, find: Callable[[str], Mapping[str, Any] | None], *, flag: str = "--evaluate") -> Labels:
@@ -101,7 +97,7 @@ def _read_folder(reading: _Reading) -> None:
         parts = file.relative_to(reading.path).parts
         if len(parts) > 1 and file.is_file() and not any(part.startswith(".") for part in parts):
             # The whole first: where the dataset itself has class folders, that is the photo's own name.
-            reading.add(["/".join(parts), "/".join(parts[1:])], parts[0])
+            reading.add(["/".join(parts), "/".join(parts[1:])], _to_item(parts[0]))
 
 
 def _read_csv(reading: _Reading) -> None:
@@ -110,13 +106,18 @@ def _read_csv(reading: _Reading) -> None:
     name = csv_utilities.find_column(rows, ("file_name", "file", "source"), path, flag=flag)
     item = csv_utilities.find_column(rows, ("item", "label"), path, flag=flag)
     for row in rows:
-        verdict = row.get("verdict", "right").strip().lower()
+        verdict, truth = row.get("verdict", "right").strip().lower(), _to_item(row[item])
         if verdict == "bad mask":
             reading.bad_masks += 1
         elif verdict not in ("right", "wrong"):
             raise ConfigError(f"{flag} {path}: {row[name]!r}: {verdict!r} is no verdict; write right, wrong, bad mask")
-        elif row[item] or verdict == "wrong":
-            reading.add([row[name]], row[item] or None)
+        elif truth or verdict == "wrong":
+            reading.add([row[name]], truth or None)
+
+
+def _to_item(text: str) -> str:
+    """Returns an item as config_utilities writes it: file systems and spreadsheets may have taken its accents apart."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 @dataclass(frozen=True)

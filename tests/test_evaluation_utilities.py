@@ -1,6 +1,7 @@
 import io
 import itertools
 import math
+import unicodedata
 from xml.etree import ElementTree
 
 import pytest
@@ -70,6 +71,14 @@ def test_a_folder_of_class_folders_is_read(tmp_path):
     assert read_labels(tmp_path, find) == Labels({"a": "red", "b": "blue"}, 1, "blue/x.jpg", 0)
 
 
+def test_accents_that_a_file_system_takes_apart_are_still_the_item(tmp_path):
+    apart = unicodedata.normalize("NFD", "café")
+    (tmp_path / "labels" / apart).mkdir(parents=True)
+    (tmp_path / "labels" / apart / "a.jpg").touch()
+    table = write(tmp_path / "l.csv", ["file_name", "item"], ("a", f" {apart} "))
+    assert read_labels(tmp_path / "labels", find).truth == read_labels(table, find).truth == {"a": "café"}
+
+
 @pytest.mark.parametrize(
     ("columns", "lines", "message"),
     [
@@ -79,6 +88,7 @@ def test_a_folder_of_class_folders_is_read(tmp_path):
             "'good' is no verdict; write right, wrong, bad mask",
         ),
         (["file_name", "item"], [("a", "red"), ("red/a.png", "blue")], "'a': is called 'red' and 'blue'; keep one"),
+        (["file_name", "item", "verdict"], [("a", "", "wrong"), ("a", "red", "wrong")], "is called wrong and 'red'"),
         (["file_name", "colour"], [("a", "red")], "has no column 'item' or 'label'"),
         (["file_name", "item"], [("x", "red")], "labels no photo of this output, such as 'x', which is none"),
     ],
