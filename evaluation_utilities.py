@@ -178,7 +178,8 @@ class Evaluation:
         confusion: (len(truths), len(items)) photos by what they are and what the model took them for.
         bins: Of item_probability, ten of equal width.
         expected_calibration_error: The mean difference of promise and accuracy over the photos (Guo et al. 2017, arXiv
-            1706.04599).
+            1706.04599); NaN where there are none.
+        left_out: How many labels say nothing of the model: that a human's correction is wrong, and no more.
     """
 
     accuracy: Share
@@ -187,6 +188,7 @@ class Evaluation:
     confusion: list[list[int]]
     bins: list[Bin]
     expected_calibration_error: float
+    left_out: int
 
 
 def evaluate(rows: Sequence[Mapping[str, Any]], labels: Labels, items: Sequence[str]) -> Evaluation:
@@ -197,29 +199,63 @@ def evaluate(rows: Sequence[Mapping[str, Any]], labels: Labels, items: Sequence[
         labels: What people say of some of them.
         items: All items of the run, in the order that results are shown in.
     """
-    sample = [(row, labels.truth[row["source"]]) for row in rows if row["source"] in labels.truth]
-    chosen = [row["model_label"] for row, _ in sample]
-    truth = [item if item in items else OTHER for _, item in sample]
-    pairs = Counter(zip(truth, chosen, strict=True))
-    shown = [item for item in items if item in chosen or item in truth]
-    shown += sorted(set(chosen).difference(shown))  # of a run that was labelled anew
-    truths = [*shown, *([OTHER] if OTHER in truth else [])]
-    right = [one == other for one, other in zip(truth, chosen, strict=True)]
-    probabilities = np.array([row["item_probability"] for row, _ in sample])
-    bins = _bins(probabilities, np.array(right))
-    error = sum(abs(each.mean_probability - each.accuracy.value) * each.accuracy.count for each in bins) / len(sample)
+    compared, left_out = _compare(rows, labels)
+    chosen = [each.chosen for each in compared]
+    known = dict.fromkeys([*items, *sorted(set(chosen).difference(items))])  # the latter of a run labelled anew
+    # None, not OTHER, which may be an item's name.
+    truth = [each.truth if each.truth in known else None for each in compared]
+    pairs, is_count, chosen_count = Counter(zip(truth, chosen, strict=True)), Counter(truth), Counter(chosen)
+    shown = [item for item in known if item in is_count or item in chosen_count]
+    rows_shown = [*shown, *([None] if None in is_count else [])]
+    probabilities, right = _to_arrays(compared)
+    bins = _bins(probabilities, right)
+    gaps = [abs(each.mean_probability - each.accuracy.value) * each.accuracy.count for each in bins]
     return Evaluation(
-        Share.of(sum(right), len(right)),
-        [_item_quality(item, pairs, Counter(truth), Counter(chosen)) for item in shown],
-        truths,
-        [[pairs[one, other] for other in shown] for one in truths],
+        Share.of(int(right.sum()), len(right)),
+        [_item_quality(item, pairs, is_count, chosen_count) for item in shown],
+        [OTHER if one is None else one for one in rows_shown],
+        [[pairs[one, other] for other in shown] for one in rows_shown],
         bins,
-        error,
+        sum(gaps) / len(compared) if compared else math.nan,
+        left_out,
     )
 
 
+def judge(rows: Sequence[Mapping[str, Any]], labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n,) item_probability and (n,) bool whether the model is right, as `evaluate` counts, of labelled rows.
+
+    Args:
+        rows: The records of the run.
+        labels: What people say of some of them.
+    """
+    return _to_arrays(_compare(rows, labels)[0])
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A labelled photo: what it is (None: not what the model chose), what the model chose, and how sure it was."""
+
+    truth: str | None
+    chosen: str
+    probability: float
+
+
+def _compare(rows: Sequence[Mapping[str, Any]], labels: Labels) -> tuple[list[_Compared], int]:
+    """Returns the labelled photos, and how many more have a label that says nothing of the model."""
+    labelled = [row for row in rows if row["source"] in labels.truth]
+    # "Wrong" is said of the label that people see, which after a correction is not the model's.
+    telling = [row for row in labelled if labels.truth[row["source"]] is not None or row["label"] == row["model_label"]]
+    compared = [_Compared(labels.truth[row["source"]], row["model_label"], row["item_probability"]) for row in telling]
+    return compared, len(labelled) - len(telling)
+
+
+def _to_arrays(compared: Sequence[_Compared]) -> tuple[np.ndarray, np.ndarray]:
+    probabilities = np.array([each.probability for each in compared], float)
+    return probabilities, np.array([each.truth == each.chosen for each in compared], bool)
+
+
 def _item_quality(
-    item: str, pairs: Mapping[Any, int], truth: Mapping[str, int], chosen: Mapping[str, int]
+    item: str, pairs: Mapping[Any, int], truth: Mapping[str | None, int], chosen: Mapping[str, int]
 ) -> ItemQuality:
     hits = pairs[item, item]
     both = truth[item] + chosen[item]
@@ -259,6 +295,14 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
     from console_utilities import count_of, printable
 
+    if evaluation.left_out:
+        what = (
+            f"{count_of(evaluation.left_out, 'label')} left out: a correction is wrong, which says nothing of the model"
+        )
+        console.print(what, highlight=False, soft_wrap=True)
+    if not evaluation.accuracy.count:
+        console.print("No label says whether the model is right", highlight=False)
+        return
     table = Table("item", "precision", "95%", "recall", "95%", "F1", "labels", title="Labels", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -345,7 +389,7 @@ def draw_confusion(evaluation: Evaluation) -> str:
                 parts.append(f'<text class="{tone}" {place}>{count}</text>')
     parts.append(f'<text class="soft" x="12" y="{top - 8}">what it is &#8595;</text>')
     accuracy = evaluation.accuracy
-    description = f"Of {accuracy.count} labels, {accuracy.value:.1%} are right."
+    description = f"Of {accuracy.count} labels, {accuracy.value:.1%} are right." if accuracy.count else "No labels."
     return _svg(width, height, "Confusion matrix", description, parts)
 
 
@@ -373,7 +417,9 @@ def draw_reliability(evaluation: Evaluation) -> str:
         parts.append(f'<line class="range" x1="{middle:g}" x2="{middle:g}" y1="{low_y:g}" y2="{high_y:g}"/>')
     ideal = f'x1="{left}" y1="{top + side}" x2="{left + side}" y2="{top}"'
     parts.append(f'<line class="ideal" stroke-dasharray="4 4" {ideal}/>')
-    error = f"Expected calibration error: {evaluation.expected_calibration_error:.1%}"
+    error = "No labels."
+    if evaluation.bins:
+        error = f"Expected calibration error: {evaluation.expected_calibration_error:.1%}"
     parts.append(f'<text x="{left}" y="{top + side + 52}">{error}</text>')
     return _svg(left + side + 20, top + side + 64, "Reliability diagram", error, parts)
 

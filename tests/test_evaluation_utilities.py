@@ -17,6 +17,7 @@ from evaluation_utilities import (
     draw_confusion,
     draw_reliability,
     evaluate,
+    judge,
     print_evaluation,
     read_labels,
     to_dict,
@@ -24,7 +25,13 @@ from evaluation_utilities import (
 )
 
 ROWS = {
-    name: {"source": name, "file_name": f"{item}/{name}", "model_label": item, "item_probability": probability}
+    name: {
+        "source": name,
+        "file_name": f"{item}/{name}",
+        "label": item,
+        "model_label": item,
+        "item_probability": probability,
+    }
     for name, item, probability in [
         ("a", "red", 0.95),
         ("b", "red", 0.85),
@@ -146,6 +153,40 @@ def test_an_item_that_the_run_does_not_have_is_another():
     assert (found.accuracy.value, found.truths, found.confusion) == (0.0, ["red", OTHER], [[0], [1]])
 
 
+def test_an_item_that_only_the_model_names_can_be_right():
+    found = evaluate([ROWS["a"]], labels(a="red"), ["blue"])
+    assert (found.accuracy.value, found.truths, found.confusion) == (1.0, ["red"], [[1]])
+
+
+def test_an_item_may_have_the_name_of_the_others():
+    found = evaluate([{**ROWS["a"], "model_label": OTHER, "label": OTHER}], labels(a="teal"), [OTHER])
+    assert (found.accuracy.value, found.truths, found.confusion) == (0.0, [OTHER, OTHER], [[0], [1]])
+
+
+def test_a_correction_that_is_wrong_says_nothing_of_the_model():
+    corrected = {**ROWS["b"], "label": "green", "label_source": "human"}
+    found = evaluate([ROWS["a"], corrected, ROWS["c"]], labels(a="red", b=None, c=None), ["red", "blue"])
+    assert (found.accuracy.value, found.accuracy.count, found.left_out) == (0.5, 2, 1)
+
+
+def test_judging_counts_as_evaluating_does():
+    probabilities, right = judge(list(ROWS.values()), labels(**TRUTH))
+    assert probabilities.tolist() == [0.95, 0.85, 0.85, 0.45, 0.25]
+    assert right.tolist() == [True, False, True, False, True]
+
+
+def test_no_labels_are_told_as_such():
+    found = evaluate([{**ROWS["a"], "label": "blue"}], labels(a=None), ["red"])
+    console = Console(file=io.StringIO(), width=100)
+    print_evaluation(console, found)
+    assert "1 label left out" in console.file.getvalue()
+    assert "No label says whether the model is right" in console.file.getvalue()
+    assert to_dict(found)["expected_calibration_error"] is None
+    for picture in (draw_confusion(found), draw_reliability(found)):
+        assert ElementTree.fromstring(picture).findtext("{*}desc") == "No labels."
+        assert "nan" not in picture
+
+
 def test_corrections_do_not_change_what_the_model_had_chosen():
     rows = [{**ROWS["a"], "label": "blue", "label_source": "human"}]
     assert evaluate(rows, labels(a="blue"), ["red", "blue"]).accuracy.value == 0.0
@@ -172,7 +213,7 @@ def test_the_tables_name_what_was_confused():
 
 def test_of_many_items_the_confusions_are_named():
     items = [f"item {number}" for number in range(30)]
-    rows = [{"source": item, "model_label": item, "item_probability": 0.5} for item in items]
+    rows = [{"source": item, "label": item, "model_label": item, "item_probability": 0.5} for item in items]
     console = Console(file=io.StringIO(), width=100)
     print_evaluation(console, evaluate(rows, labels(**dict(itertools.pairwise(items))), items))
     assert "  item 1 taken for item 0: 1" in console.file.getvalue()
@@ -207,7 +248,7 @@ def test_no_item_is_markup_in_tables_or_pictures():
 @pytest.mark.parametrize("count", [2, 50])
 def test_pictures_hold_few_items_and_many(count):
     items = [f"item {number}" for number in range(count)]
-    rows = [{"source": item, "model_label": item, "item_probability": 0.5} for item in items]
+    rows = [{"source": item, "label": item, "model_label": item, "item_probability": 0.5} for item in items]
     found = evaluate(rows, labels(**dict(zip(items, items, strict=True))), items)
     root = ElementTree.fromstring(draw_confusion(found))
     assert len(root.findall("{*}rect")) == 1 + count * count
