@@ -355,33 +355,46 @@ def _format_share(share: Share) -> tuple[str, str]:
 
 
 _STYLE = """<style>
-text{font:12px system-ui,sans-serif;fill:#1d1f22}.soft{fill:#5b6068}.line{stroke:#b9bdc4}.ideal{stroke:#5b6068}
-.cell{fill:#1f5fb8}.bar{fill:#4477bb}.range{stroke:#1d1f22}.on{fill:#ffffff}.ground{fill:#ffffff}
-@media(prefers-color-scheme:dark){text{fill:#e8e9eb}.soft{fill:#a3a9b2}.line{stroke:#4a5058}.ideal{stroke:#a3a9b2}
-.cell{fill:#8ab6f5}.bar{fill:#6f9fdc}.range{stroke:#e8e9eb}.on{fill:#16181b}.ground{fill:#1f2226}}
+text{font:12px system-ui,sans-serif;fill:#1d1f22}.soft{fill:#5b6068}.line{stroke:#b9bdc4}
+.ideal{stroke:#1d1f22;stroke-width:1.5}.cell{fill:#1f5fb8}.bar{fill:#6a93cf}
+.range{stroke:#1d1f22;stroke-width:2}.on{fill:#ffffff}.ground{fill:#ffffff}
+@media(prefers-color-scheme:dark){text{fill:#e8e9eb}.soft{fill:#a3a9b2}.line{stroke:#4a5058}.ideal{stroke:#e8e9eb}
+.cell{fill:#7aa5e6}.bar{fill:#4f7fc0}.range{stroke:#e8e9eb}.on{fill:#16181b}.ground{fill:#1f2226}}
 </style>"""
-_NAME = 18  # characters of an item in a picture
+_NAME, _TAIL = 18, 7  # characters of an item in a picture, and of these after what is left out
+_LETTER = 7.2  # pixels, at most on average; wide letters take two of them
+_DIGIT = 7.7  # pixels
+_SLOPE = 50  # degrees, of the names above the columns
 
 
 def draw_confusion(evaluation: Evaluation) -> str:
     """Returns the confusion matrix as SVG: a row for each truth, shaded by its share of that row."""
     items = [each.item for each in evaluation.items]
-    cell = 34 if len(items) <= 24 else 22
-    left, top = 150, 112
-    width, height = left + cell * len(items) + 70, top + cell * len(evaluation.truths) + 20
+    digits = len(str(max((count for row in evaluation.confusion for count in row), default=0)))
+    cell = max(34 if len(items) <= 24 else 22, math.ceil(_DIGIT * digits) + 6)
+    rise, run = math.sin(math.radians(_SLOPE)), math.cos(math.radians(_SLOPE))
+    left = 20 + math.ceil(max(map(_width, evaluation.truths), default=0))
+    left = max(left, 96)  # for "what it is"
+    top = 40 + math.ceil(rise * max(map(_width, items), default=0))
+    ends = [left + cell * (index + 0.5) + 16 + run * _width(item) for index, item in enumerate(items)]
+    width = math.ceil(max([left + 150, left + cell * len(items) + 20, *ends]))
+    height = top + cell * len(evaluation.truths) + 20
     parts = [f'<text class="soft" x="{left}" y="16">what the model says &#8594;</text>']
     for index, item in enumerate(items):
         x = left + cell * index + cell / 2 + 4
-        parts.append(f'<text transform="translate({x:g} {top - 8}) rotate(-50)">{_name(item)}</text>')
+        parts.append(f'<text transform="translate({x:g} {top - 8}) rotate({-_SLOPE})">{_name(item)}</text>')
     for row, (truth, counts) in enumerate(zip(evaluation.truths, evaluation.confusion, strict=True)):
         y = top + cell * row
         parts.append(f'<text x="{left - 8}" y="{y + cell / 2 + 4:g}" text-anchor="end">{_name(truth)}</text>')
         total = max(1, sum(counts))
         for column, count in enumerate(counts):
             x, share = left + cell * column, count / total
+            # Without the shades between, on which neither dark nor light numbers can be read.
+            shade = 0.8 + 0.2 * share if share > 0.5 else 0.05 + 0.9 * share
+            told = f"{_printable(truth)} taken for {_printable(items[column])}: {count} of {total}"
             parts.append(
                 f'<rect class="cell" x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
-                f'fill-opacity="{0.05 + 0.95 * share if count else 0.04:.3f}"/>'
+                f'fill-opacity="{shade:.3f}"><title>{escape(told)}</title></rect>'
             )
             if count:
                 tone = "on" if share > 0.5 else ""
@@ -434,6 +447,21 @@ def _svg(width: float, height: float, title: str, description: str, parts: Seque
 
 
 def _name(item: str) -> str:
-    """Returns an item for a picture: short, and as text whatever it holds; XML knows no control characters."""
-    short = item if len(item) <= _NAME else f"{item[: _NAME - 1]}…"
-    return escape("".join(c if c.isprintable() else "?" for c in short))
+    """Returns an item for a picture, as text whatever it holds."""
+    return escape(_short(item))
+
+
+def _width(item: str) -> float:
+    """Returns how many pixels an item takes in a picture, at most."""
+    wide = sum(c in "MWmw@%" or unicodedata.east_asian_width(c) in "WF" for c in _short(item))
+    return _LETTER * (len(_short(item)) + wide)
+
+
+def _short(item: str) -> str:
+    """Returns an item without its middle where it is long: many differ only at their end."""
+    head, tail = _NAME - _TAIL - 1, -_TAIL
+    return _printable(item if len(item) <= _NAME else f"{item[:head]}…{item[tail:]}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)  # XML knows no control characters

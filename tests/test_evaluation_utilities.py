@@ -227,33 +227,57 @@ def test_the_confusion_matrix_is_a_csv_too(tmp_path):
 
 
 HOSTILE = "<b>&\"'[red]\x1b"
+LONG = "a name that is long 17"
 
 
 def test_no_item_is_markup_in_tables_or_pictures():
-    rows = [{**ROWS["a"], "model_label": HOSTILE}, {**ROWS["b"], "model_label": "x" * 60}]
-    found = evaluate(rows, labels(a=HOSTILE, b=HOSTILE), [HOSTILE, "x" * 60])
+    rows = [{**ROWS["a"], "model_label": HOSTILE}, {**ROWS["b"], "model_label": LONG}]
+    found = evaluate(rows, labels(a=HOSTILE, b=HOSTILE), [HOSTILE, LONG])
     console = Console(file=io.StringIO(), width=200)
     print_evaluation(console, found)
     assert "<b>&\"'[red]\\x1b" in console.file.getvalue()
     for picture in (draw_confusion(found), draw_reliability(found)):
-        root = ElementTree.fromstring(picture)
-        assert not root.findall(".//{*}b")
-    texts = [
-        each.text for each in ElementTree.fromstring(draw_confusion(found)).iter("{http://www.w3.org/2000/svg}text")
-    ]
+        assert not ElementTree.fromstring(picture).findall(".//{*}b")
+    root = ElementTree.fromstring(draw_confusion(found))
+    texts = [each.text for each in root.findall("{*}text")]
     assert "<b>&\"'[red]?" in texts
-    assert f"{'x' * 17}…" in texts
+    assert "a name tha…long 17" in texts
+    assert f"<b>&\"'[red]? taken for {LONG}: 1 of 2" in [each.text for each in root.findall("{*}rect/{*}title")]
+
+
+def draw_diagonal(items, each=1):
+    """Returns the picture of so many right photos of each item."""
+    rows = [
+        {"source": f"{item} {number}", "label": item, "model_label": item, "item_probability": 0.5}
+        for item in items
+        for number in range(each)
+    ]
+    truth = {row["source"]: row["label"] for row in rows}
+    return ElementTree.fromstring(draw_confusion(evaluate(rows, labels(**truth), items)))
 
 
 @pytest.mark.parametrize("count", [2, 50])
-def test_pictures_hold_few_items_and_many(count):
-    items = [f"item {number}" for number in range(count)]
-    rows = [{"source": item, "label": item, "model_label": item, "item_probability": 0.5} for item in items]
-    found = evaluate(rows, labels(**dict(zip(items, items, strict=True))), items)
-    root = ElementTree.fromstring(draw_confusion(found))
-    assert len(root.findall("{*}rect")) == 1 + count * count
+@pytest.mark.parametrize(
+    "name", ["i", "a name that is long", "W" * 20, "車" * 20], ids=["short", "long", "wide", "cjk"]
+)
+def test_pictures_hold_few_items_and_many_of_any_name(count, name):
+    root = draw_diagonal([f"{name}{number}" for number in range(count)])
+    cells = root.findall("{*}rect")[1:]
+    assert len(cells) == count * count
     width = float(root.get("width"))
-    assert all(float(each.get("x")) + float(each.get("width")) < width for each in root.findall("{*}rect")[1:])
+    assert all(float(each.get("x")) + float(each.get("width")) < width for each in cells)
+    # No letter of this type is wider than 12 pixels, nor the usual one wider than 7.
+    longest = 18 * (12 if name[0] in "W車" else 7)
+    left, top = (min(float(each.get(axis)) for each in cells) for axis in "xy")
+    assert left > min(longest, 7 * len(name))
+    assert top > 0.75 * min(longest, 7 * len(name)) + 16
+    last = max(float(each.get("x")) for each in cells)
+    assert width - last > 0.6 * min(longest, 7 * len(name))
+
+
+def test_a_cell_is_as_wide_as_its_number():
+    cell = draw_diagonal(["red"], each=12_345).findall("{*}rect")[1]
+    assert float(cell.get("width")) > 5 * 7.6
 
 
 def test_a_dataset_that_has_class_folders_itself_labels_its_own_photos(tmp_path):
