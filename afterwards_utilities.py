@@ -31,6 +31,7 @@ from evaluation_utilities import (
     draw_confusion,
     draw_reliability,
     evaluate,
+    judge,
     print_evaluation,
     read_labels,
     to_dict,
@@ -142,13 +143,9 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
     target = settings.target_precision
     if target is None:
         return True
-    labelled = [finished.records[source] for source in labels.truth]
-    threshold = find_threshold(
-        np.array([row["item_probability"] for row in rows]),
-        np.array([row["item_probability"] for row in labelled]),
-        np.array([labels.truth[row["source"]] == row["model_label"] for row in labelled]),
-        target=target,
-    )
+    probabilities, right = judge(rows, labels)
+    scores = np.array([row["item_probability"] for row in rows])
+    threshold = find_threshold(scores, probabilities, right, target=target)
     print_line(console, describe(threshold))
     if threshold.threshold is None:
         return False
