@@ -9,6 +9,7 @@ photo likewise. Pillow does not by itself: `torchvision.datasets.CocoDetection`,
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import importlib
@@ -393,7 +394,7 @@ class _Subject:
         return _outlines(self.mask)
 
 
-class _Writer:
+class _Writer(abc.ABC):
     """Writes one format into the staging folder."""
 
     def __init__(self, job: _Job) -> None:
@@ -407,14 +408,14 @@ class _Writer:
         if error_type is None:
             self.finish()
 
+    @abc.abstractmethod
     def prepare(self, photo: _Photo, subject: _Subject | None) -> Any:
         """Does what threads can do for a photo, and returns what `add` needs; None where it is not for this format."""
-        raise NotImplementedError
 
-    def add(self, photo: _Photo, part: Any) -> None:
+    def add(self, photo: _Photo, part: Any) -> None:  # noqa: B027 (some formats are done by then)
         """Adds a photo, one after the other, in the order of the rows."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 (as above)
         """Writes what comes after the last photo."""
 
 
