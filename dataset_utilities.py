@@ -208,6 +208,11 @@ def _fit(stem: str, ending: str = ".png") -> str:
     return f"{kept}-{_short_hash(stem)}{ending}"
 
 
+def name_cut_out(photo: PhotoFile, item: str, *, taken: Iterable[str] = ()) -> str:
+    """Returns the path of a photo's cut-out relative to the output: another one under items where its name is taken."""
+    return f"{item}/{alternative_name(photo) if item in taken else photo.name}"
+
+
 def alternative_name(photo: PhotoFile) -> str:
     """Returns another name for a photo's cut-out, for where `photo.name` is taken by a photo since deleted."""
     folder, slash, last = photo.name.rpartition("/")

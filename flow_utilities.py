@@ -20,7 +20,6 @@ import numpy as np
 from check_utilities import colour_disagrees, is_disputed, other_views
 from clip_utilities import ClipModel
 from config_utilities import Settings
-from console_utilities import RunProgress
 from dataset_utilities import PhotoFile
 from errors import NoSubjectError, NotAPhotoError, PhotoError
 from focus_utilities import Detection, Detector, Focus, centre_focus, choose_detection, detection_focus
@@ -36,7 +35,6 @@ from mask_utilities import (
     square_view,
     subject_mask,
 )
-from output_utilities import OutputFolder
 from photo_limit_utilities import MAX_PIXELS
 from photo_utilities import OpenedPhoto
 from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
@@ -118,6 +116,38 @@ class ModelFunction(Protocol):
         ...
 
 
+class Progress(Protocol):
+    """What counts the files that are dealt with."""
+
+    def skip(self) -> None:
+        """Counts a photo that an earlier run has done."""
+        ...
+
+    def advance(self) -> None:
+        """Counts any other."""
+        ...
+
+
+class Output(Protocol):
+    """What knows the photos that are done, and is told of those that can't be."""
+
+    def is_done(self, photo: PhotoFile) -> bool:
+        """Whether an earlier run has finished it."""
+        ...
+
+    def skip(self) -> None:
+        """Counts a file that holds no image."""
+        ...
+
+    def set_aside(self, photo: PhotoFile) -> None:
+        """Keeps a photo without a subject."""
+        ...
+
+    def fail(self, source: str, reason: str, *, stage: str) -> None:
+        """Takes why a photo can't be done."""
+        ...
+
+
 class Flow:
     """The flow of a run's photos; one that a stage fails on is recorded and goes no further.
 
@@ -135,8 +165,8 @@ class Flow:
 
     def __init__(
         self,
-        output: OutputFolder,
-        progress: RunProgress,
+        output: Output,
+        progress: Progress,
         *,
         batch_size: int,
         threads: int,
@@ -189,7 +219,7 @@ class Flow:
                 return
             if isinstance(outcome, NotAPhotoError):
                 _LOGGER.info("%s: skipped: no image", file.source)
-                self._output.skipped += 1
+                self._output.skip()
                 self._progress.advance()
                 continue
             photos += 1

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import logging
 import math
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from card_utilities import write_cards
-from dataset_utilities import PhotoFile, alternative_name, copy_name
-from errors import OutputError, PhotoError
+from dataset_utilities import PhotoFile, alternative_name, name_cut_out
+from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
 from folder_utilities import sibling, unwritable
-from photo_utilities import open_regular
-from pipeline_utilities import stage
-from png_utilities import encode_png
 from record_utilities import (
     CARD,
     FAILURE_TYPES,
@@ -37,33 +30,19 @@ from record_utilities import (
     AppendedFile,
     Places,
     Thresholds,
-    count_pixels,
     read_lines,
     read_records,
-    review_flags,
     stopped,
     to_line,
     write_atomically,
     write_records,
 )
 from revision_utilities import REVISIONS, finish_revision
+from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
 
 INFORMATIVE = ("clip_model",)  # what `.run.json` keeps for later, and lets a run go on with another of
-
-# What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-@dataclass
-class _Pending:
-    """A cut-out that a thread writes, and what is recorded once it is in place."""
-
-    written: Future[None]
-    photo: PhotoFile
-    row: dict[str, Any]
-    features: np.ndarray | None
 
 
 class OutputFolder:
@@ -111,14 +90,10 @@ class OutputFolder:
         self.counts: Counter[str] = Counter()
         self.in_review: Counter[str] = Counter()
         self.skipped = 0
-        self._thresholds = thresholds or Thresholds()
         self._items = tuple(items)
         self._unknown = unknown
         self._failed_now: set[str] = set()
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
-        self._pending: deque[_Pending] = deque()
-        self._most_pending = 2 * threads  # full-size photos, so no more than keeps the threads busy
-        self._most_pixels = most_pixels
         try:
             output.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -134,7 +109,9 @@ class OutputFolder:
             self._features = FeatureFile(output)
         except OSError as error:
             raise unwritable(output, error) from None
-        self._pool = ThreadPoolExecutor(threads)
+        self._writer = CutOutWriter(
+            self.places, self, thresholds=thresholds or Thresholds(), threads=threads, most_pixels=most_pixels
+        )
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -180,17 +157,33 @@ class OutputFolder:
         Raises:
             OutputError: An earlier PNG or record could not be written, for a reason that all share.
         """
-        file_name = self._file_name(photo, record["label"])
-        row = {"file_name": file_name, "label": record["label"], "source": photo.source, **record}
-        row["flags"] = review_flags(row, self._thresholds)
-        written = self._pool.submit(_draw_and_write, self.places.png(row), draw, mask)
-        self._pending.append(_Pending(written, photo, row, features))
-        while self._pending and (self._pending[0].written.done() or self._is_behind()):
-            self._record_first()
+        file_name = name_cut_out(photo, record["label"], taken=self.prepare(photo))
+        self._writer.write(photo, file_name, draw, record, mask=mask, features=features)
 
-    def _is_behind(self) -> bool:
-        pixels = sum(count_pixels(each.row) for each in self._pending)
-        return len(self._pending) > self._most_pending or (len(self._pending) > 1 and pixels > self._most_pixels)
+    def prepare(self, photo: PhotoFile) -> tuple[str, ...]:
+        """Clears away what an interrupted run left of a photo, and returns the items under which its name is taken.
+
+        By a photo of an earlier run, since renamed or deleted; see `dataset_utilities.name_cut_out`.
+        """
+        if self._orphans:
+            self._clear_orphans(photo)
+        return tuple(item for item in self._items if f"{item}/{photo.name}" in self._taken) if self._taken else ()
+
+    def record(self, row: Mapping[str, Any], features: np.ndarray | None) -> None:
+        """Records a photo whose PNG is in place.
+
+        Args:
+            row: What metadata.jsonl says of it.
+            features: (D,) the image features, which the output keeps; see `feature_utilities`.
+
+        Raises:
+            OutputError: The record can't be written.
+        """
+        if features is not None:  # before the record: what is recorded has its features
+            self._features.append(row["source"], features)
+        self._metadata_of(row).append(to_line(row))
+        self._count(row)
+        self._failures.pop(row["source"], None)
 
     def fail(self, source: str, reason: str, *, stage: str) -> None:
         """Records a photo that can't be done; the next run tries it again."""
@@ -199,23 +192,14 @@ class OutputFolder:
         self._failed_now.add(source)
         self._failures_file.append(to_line(failure))
 
+    def skip(self) -> None:
+        """Counts a file that holds no image."""
+        self.skipped += 1
+
     def set_aside(self, photo: PhotoFile) -> None:
         """Copies a photo to the folder of those without a subject, where there is to be one; see `fail`, too."""
-        if self._unknown is None:
-            return
-        path = self._unknown / copy_name(photo)
-        try:
-            with open_regular(photo.path) as file:
-                contents = file.read()
-        except OSError as error:
-            _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, self._unknown, error.strerror)
-            return
-        try:
-            write_atomically(path, contents)
-        except OSError as error:
-            raise OutputError(
-                f"{path}: can't be written: {error.strerror}; make room, or leave out --keep-unknown"
-            ) from None
+        if self._unknown is not None:
+            copy_aside(photo, self._unknown)
 
     def finish(self) -> None:
         """Says that every photo has been tried: earlier failures stand no longer, and strange PNGs are named."""
@@ -237,22 +221,19 @@ class OutputFolder:
         """
         try:
             if error_type is not None:
-                self._pending = deque(entry for entry in self._pending if not entry.written.cancel())
+                self._writer.drop_waiting()
             self._finish_writing()
         except OutputError:
             if error_type is None or issubclass(error_type, KeyboardInterrupt):
                 raise
             _LOGGER.debug("closing the output failed, too", exc_info=True)
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            for entry in self._pending:  # where records can't be written
-                self._unlink(entry.row)
+            self._writer.close()
             for file in (*self._metadata.values(), self._failures_file, self._features):
                 file.close()
 
     def _finish_writing(self) -> None:
-        while self._pending:
-            self._record_first()
+        self._writer.finish()
         for file in (self._features, *self._metadata.values()):
             file.sync()
         self._failures_file.close()  # before it is replaced: Windows does not rename onto an open file
@@ -261,15 +242,6 @@ class OutputFolder:
             self._write_cards()
         except OSError as error:
             raise stopped(self.path, error) from None
-
-    def _file_name(self, photo: PhotoFile, item: str) -> str:
-        """Returns the path of a cut-out in the output; clears away what an interrupted run left under its name."""
-        if self._orphans:
-            self._clear_orphans(photo)
-        file_name = f"{item}/{photo.name}"
-        if file_name in self._taken:  # by a photo of an earlier run, since renamed or deleted
-            file_name = f"{item}/{alternative_name(photo)}"
-        return file_name
 
     def _clear_orphans(self, photo: PhotoFile) -> None:
         names = (photo.name, alternative_name(photo))
@@ -282,32 +254,6 @@ class OutputFolder:
                 raise stopped(folder / file, error) from None
             self._orphans.discard((folder, file))
 
-    def _record_first(self) -> None:
-        entry = self._pending[0]
-        photo, row = entry.photo, entry.row
-        error = entry.written.exception()  # waits; an interrupt meanwhile leaves the entry for `__exit__`
-        self._pending.popleft()
-        if isinstance(error, OSError):
-            if error.errno in _FATAL:
-                raise stopped(self.places.png(row), error)
-            self.fail(photo.source, f"can't be written: {error.strerror or error}", stage="write")
-            return
-        if isinstance(error, Exception):  # whatever drawing one photo raises is that photo's reason
-            _LOGGER.debug("%s", photo.source, exc_info=error)
-            self.fail(photo.source, PhotoError.of(error, stage="write").reason, stage="write")
-            return
-        if error is not None:
-            raise error
-        try:
-            if entry.features is not None:  # before the record: what is recorded has its features
-                self._features.append(photo.source, entry.features)
-            self._metadata_of(row).append(to_line(row))
-        except OutputError:
-            self._unlink(row)
-            raise
-        self._count(row)
-        self._failures.pop(photo.source, None)
-
     def _metadata_of(self, row: Mapping[str, Any]) -> AppendedFile:
         """Returns the file that a record belongs into; that of the review folder is made when it is needed."""
         folder = self.places.of(row)
@@ -317,11 +263,6 @@ class OutputFolder:
             except OSError as error:
                 raise stopped(folder / METADATA, error) from None
         return self._metadata[folder]
-
-    def _unlink(self, row: Mapping[str, Any]) -> None:
-        """Deletes a PNG that gets no record, where the disk lets it; else a later run does."""
-        with contextlib.suppress(OSError):
-            self.places.png(row).unlink(missing_ok=True)
 
     def _count(self, row: Mapping[str, Any]) -> None:
         if REVIEW in row["flags"]:
@@ -420,12 +361,6 @@ def _find_pngs(folder: Path) -> set[str]:
             elif file.endswith(".png"):
                 found.add(path.relative_to(folder).as_posix())
     return found
-
-
-def _draw_and_write(path: Path, draw: Callable[[], np.ndarray], mask: np.ndarray | None) -> None:
-    image = draw()
-    with stage("PNG"):
-        write_atomically(path, encode_png(image, mask))
 
 
 def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
