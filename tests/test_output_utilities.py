@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-import output_utilities
+import writer_utilities
 from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
@@ -141,7 +141,7 @@ def test_large_cut_outs_wait_for_each_other(tmp_path):
     with open_folder(tmp_path / "out", threads=4, most_pixels=1) as output:
         for index in range(6):
             output.write(photo(f"{index}.jpg"), lambda index=index: draw(index), record())
-            assert len(output._pending) <= 1
+            assert len(output._writer._pending) <= 1
     assert waiting == list(range(6))
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_a_later_run_goes_on(tmp_pat
 
     fill(tmp_path / "out", photo("a.jpg"))
     with monkeypatch.context() as patch:
-        patch.setattr(output_utilities, "encode_png", no_space)
+        patch.setattr(writer_utilities, "encode_png", no_space)
         with pytest.raises(
             OutputError, match=r"b.png: can't be written: No space left on device; .* goes on from there"
         ):

@@ -8,7 +8,7 @@ import clip_utilities
 import flow_utilities
 import inspection_utilities
 import main
-import output_utilities
+import writer_utilities
 from errors import DeviceError
 from program import contents, results, rows
 
@@ -31,7 +31,7 @@ STEPS = {
     "SAM 2": (flow_utilities, "predict_sam2", lambda images, *_, **__: [image.shape for image in images], "model"),
     "cutting": (flow_utilities, "subject_mask", lambda image, *_, **__: [image.shape], "model"),
     "CLIP's pixels": (clip_utilities.ClipModel, "to_pixels", lambda _, image: [image.shape], "model"),
-    "PNG": (output_utilities, "encode_png", lambda image, _: [image.shape], "write"),
+    "PNG": (writer_utilities, "encode_png", lambda image, _: [image.shape], "write"),
 }
 
 
