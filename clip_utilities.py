@@ -57,6 +57,7 @@ class ClipModel:
         decision: How the item is chosen; see `prompt_utilities.decide`.
         precision: Of both towers. Normalisation, the product of the features and the softmax stay in fp32:
             bf16 logits near 25 are 0.125 apart, and near-synonyms would tie.
+        text_features: (P, D) float32, the `text_features` of the same model elsewhere; None to compute them.
         checkpoints_dir: Where names are looked up, downloads go and text features are kept.
         show_progress: Show a progress bar while downloading.
 
@@ -74,6 +75,7 @@ class ClipModel:
         prompts: Sequence[str],
         decision: DecisionRule = "top-prompt",
         precision: Literal["fp32", "bf16"] = "fp32",
+        text_features: np.ndarray | None = None,
         checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR,
         show_progress: bool = True,
     ) -> None:
@@ -105,11 +107,16 @@ class ClipModel:
             raise CheckpointError(f"{path}: its logit_scale overflows; fetch it again, or name another --clip-model")
         cache = checkpoints_dir / "text_features" / f"{_cache_key(self.digest, self.prompts, precision)}.npy"
         with stage("prompts", synchronize=True):
-            self._text_features = self._get_text_features(
-                tokens, model, precision, cache
-            )  # (P, D) float32, unit length
+            if text_features is None:
+                text_features = self._get_text_features(tokens, model, precision, cache)
+        self._text_features = torch.tensor(text_features, device=device)  # (P, D) float32, unit length
         self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
         self._image_tower = image_tower(model.visual, getattr(torch, DTYPES[precision]))
+
+    @property
+    def text_features(self) -> np.ndarray:
+        """What CLIP makes of the prompts, (P, D) float32 of unit length."""
+        return self._text_features.cpu().numpy()
 
     def process(
         self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0
@@ -186,7 +193,7 @@ class ClipModel:
         logits = row_by_row(lambda row: row @ text_features.T, self._logit_scale * image_features)
         return logits.softmax(dim=-1).cpu().numpy()
 
-    def _get_text_features(self, tokens: Tensor, model: Any, precision: str, cache: Path) -> Tensor:
+    def _get_text_features(self, tokens: Tensor, model: Any, precision: str, cache: Path) -> np.ndarray:
         """Returns the prompts' features, (P, D) float32 of unit length, from the cache or the text tower."""
         import torch
 
@@ -194,16 +201,16 @@ class ClipModel:
 
         known = _read_array(cache, (len(tokens), model.text_projection.shape[1]))
         if known is not None:
-            return torch.from_numpy(known).to(self.device)
+            return known
         with torch.inference_mode():
             features = TextTower(model, getattr(torch, DTYPES[precision]))(tokens.numpy()).float()
-            features /= features.norm(dim=-1, keepdim=True)
-        if not _has_unit_length(features.cpu().numpy()):
+            features = (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
+        if not _has_unit_length(features):
             raise CheckpointError(
                 f"{self._path}: makes no features of the prompts, only NaN; name another --clip-model"
             )
         try:
-            _save_array(features.cpu().numpy(), cache)
+            _save_array(features, cache)
         except OSError as error:
             _LOGGER.info("text features are not kept for the next run: %s", error)
         return features

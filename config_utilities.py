@@ -79,6 +79,8 @@ class Settings:
     compile: Compile = "auto"
     batch_size: int | Literal["auto"] = "auto"
     seed: int = 3
+    ray: str | None = None
+    ray_actors: int | None = None
     no_report: bool = False
     export: tuple[str, ...] = ()
     save_masks: bool = False
@@ -156,6 +158,7 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
     settings = Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
     _check_together(settings)
+    _check_ray(settings)
     return settings
 
 
@@ -174,6 +177,17 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError(f"--min-mask-score {settings.min_mask_score:g}: SAM 2 is off; leave out --no-sam")
     if settings.no_sam and settings.check:
         raise ConfigError("--check: its views are of the cut-out, and SAM 2 is off; leave out --no-sam")
+
+
+def _check_ray(settings: Settings) -> None:
+    if settings.ray_actors is not None and settings.ray is None:
+        raise ConfigError(f"--ray-actors {settings.ray_actors}: without Ray there are none; add --ray")
+    if settings.ray is not None:
+        for flag, value in (("--device", settings.device), ("--clip-device", settings.clip_device)):
+            if value not in ("auto", "cpu", "cuda"):
+                raise ConfigError(
+                    f"{flag} {value}: with --ray it is Ray that hands out the GPUs; use cuda, cpu or auto"
+                )
 
 
 def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,6 +395,7 @@ def _problem(name: str, value: Any) -> str | None:
         "margin": lambda: 0 <= value < 0.5,
         "batch_size": lambda: value == "auto" or 1 <= value <= 1024,
         "limit": lambda: value is None or value >= 1,
+        "ray_actors": lambda: value is None or value >= 1,
         "max_pixels": lambda: 1 <= value <= 2_000_000_000,
         "seed": lambda: 0 <= value < 2**32,
         "background": lambda: re.fullmatch(r"white|transparent|#[0-9a-fA-F]{6}", value),
@@ -418,6 +433,7 @@ _LIMITS = {
     "margin": "must be at least 0 and below 0.5: a fraction of the photo's shorter side",
     "batch_size": "must be at least 1 and at most 1024, or auto",
     "limit": "must be at least 1",
+    "ray_actors": "must be at least 1",
     "max_pixels": "must lie between 1 and 2000000000",
     "seed": "must lie between 0 and 4294967295, the range of numpy's seeds",
     "background": "must be white, transparent or a colour such as #c0c0c0",

@@ -20,6 +20,7 @@ from errors import ConfigError
 _LOGGER = logging.getLogger("sam2vit")
 
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines where the output is no terminal
+_ACTORS_SHOWN = 8
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
 
@@ -143,6 +144,7 @@ class RunProgress:
             columns = (TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("photos", total=total, pace="")
+        self._actors: dict[int, tuple[int, float]] = {}
         self._begin = self._last_line = time.monotonic()
 
     def __enter__(self) -> RunProgress:
@@ -164,12 +166,27 @@ class RunProgress:
         self._completed += 1
         self._show()
 
+    def actor(self, number: int, photos: int, seconds: float) -> None:
+        """Notes how many photos one of several actors has just done, and in how long."""
+        if not self._actors:  # until now they were loading their models
+            self._begin = time.monotonic() - seconds
+        before = self._actors.get(number, (0, 0.0))
+        self._actors[number] = before[0] + photos, before[1] + seconds
+
+    @property
+    def actors(self) -> str:
+        """What each actor does in a second, where there are any."""
+        speeds = [photos / seconds for photos, seconds in self._actors.values() if photos]
+        if len(speeds) > _ACTORS_SHOWN:
+            return f"{len(speeds)} actors, {min(speeds):.2f} to {max(speeds):.2f} each"
+        return f"by actor: {', '.join(f'{speed:.2f}' for speed in speeds)}" if speeds else ""
+
     def _show(self) -> None:
         now = time.monotonic()
         position = self._done_before + self._completed
         speed = self._completed / (now - self._begin) if now > self._begin else 0.0
         left = format_seconds(max(0, self._total - position) / speed) if speed else "unknown time"
-        pace = f"{speed:.2f} photos/s, {left} left"
+        pace = f"{speed:.2f} photos/s, {left} left" + (f"; {self.actors}" if self._actors else "")
         if self._bar:
             self._bar.update(self._task, completed=position, pace=pace)
         elif now - self._last_line >= _PLAIN_INTERVAL:

@@ -138,7 +138,7 @@ def has_bf16(device: str) -> bool:
     return False
 
 
-def auto_batch_size(device: str, image_size: int = 1024) -> int:
+def auto_batch_size(device: str, image_size: int = 1024, *, share: float = 1) -> int:
     """Returns how many photos go through the models in one call.
 
     On CUDA by memory: 32 from 64 GiB, 16 from 30 GiB, 8 from 14 GiB, else 4, for SAM 2.1 large at 1024 px. Elsewhere 1:
@@ -147,12 +147,13 @@ def auto_batch_size(device: str, image_size: int = 1024) -> int:
     Args:
         device: As torch names it.
         image_size: Side of SAM 2's square frame in pixels.
+        share: How much of a GPU this process has.
     """
     if not device.startswith("cuda"):
         return max(1, 1024 * 1024 // (2 * image_size * image_size))
     import torch
 
-    gibibytes = torch.cuda.get_device_properties(device).total_memory / 2**30
+    gibibytes = torch.cuda.get_device_properties(device).total_memory * share / 2**30
     return next((size for least, size in ((64, 32), (30, 16), (14, 8)) if gibibytes >= least), 4)
 
 

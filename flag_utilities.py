@@ -183,6 +183,11 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     flag("--compile", choices=get_args(Compile), help=f"{what} (default: {default.compile})")
     what = f"photos per model call (default: {default.batch_size}, by the memory of the device)"
     flag("--batch-size", type=_batch_size, metavar="N", help=what)
+    what = "do it with Ray: on all CPUs and GPUs of this machine, or of the cluster at an address, such as auto or "
+    what += "host:6379; needs requirements-ray.txt"
+    flag("--ray", metavar="ADDRESS", nargs="?", const="local", help=what)
+    what = "processes that have the models (default: one per GPU, or per machine without); more share the GPUs"
+    flag("--ray-actors", type=int, metavar="N", help=what)
     flag("--seed", "-S", type=int, metavar="N", help=f"for numpy and torch (default: {default.seed})")
 
 

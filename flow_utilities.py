@@ -290,6 +290,21 @@ class Flow:
                 yield outcome
 
 
+def take_photos(
+    files: Iterable[PhotoFile], *, limit: int, max_pixels: int, is_done: Callable[[PhotoFile], bool]
+) -> Iterator[PhotoFile]:
+    """Yields as many files as `Flow.read` takes for a limit; their headers are read for it."""
+    photos = 0
+    for file in files:
+        yield file
+        opened = None if is_done(file) else _open_photo(file, max_pixels)
+        if isinstance(opened, OpenedPhoto):
+            opened.close()
+        photos += not isinstance(opened, NotAPhotoError)
+        if photos == limit:
+            return
+
+
 def _count_pixels(photo: Photo) -> int:
     return photo.image.shape[0] * photo.image.shape[1]
 

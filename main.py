@@ -6,6 +6,7 @@ python main.py --dataset-dir dataset_cars --output output
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -14,7 +15,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clip_utilities import ClipModel
+    from console_utilities import RunProgress
     from dataset_utilities import PhotoFile
-    from flow_utilities import Flow, Photo
+    from flow_utilities import Flow, Photo, Progress
     from focus_utilities import Detector, Focus
     from folder_utilities import Folders
     from output_utilities import OutputFolder
+    from ray_utilities import CarriedFiles, Cluster, Courier, Plan, Work
     from sam_utilities import Sam2
 
 # Before torch is imported: operations that MPS lacks run on the CPU instead of failing.
@@ -110,71 +113,45 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     from afterwards_utilities import write_side_products
     from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
     from dataset_utilities import find_photos, watch_dataset
-    from device_utilities import (
-        count_threads,
-        forbid_tf32,
-        keep_freed_memory,
-        leave_cores_to_threads,
-        select_pixels_at_once,
-    )
-    from flow_utilities import Flow
     from output_utilities import OutputFolder
-    from pipeline_utilities import measures_devices
 
-    _seed_everything(settings.seed)
-    keep_freed_memory()
-    forbid_tf32()
-    point = read_focus(settings)
-    machine = select_machine(settings, files)
-    leave_cores_to_threads([machine.device, machine.clip_device])
-    facts = _facts(settings, machine, files)
-    print_facts(console, facts)
-
-    began = time.monotonic()
-    models = load_models(settings, machine)
-    print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
-    most_pixels = select_pixels_at_once()
-    output = OutputFolder(
-        folders.output,
-        _deciding_settings(settings, machine, models),
-        items=settings.items,
-        overwrite=settings.overwrite,
-        threads=count_threads(),
-        most_pixels=most_pixels,
-        unknown=folders.unknown if settings.keep_unknown else None,
-        thresholds=settings.thresholds,
-    )
-    if output.done:
-        _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
-    done_before, stopped = output.done, None
     check_dataset = watch_dataset(folders.dataset)
-    began = time.monotonic()
-    try:
-        with (
-            stage("all photos"),
-            signals.stop_gently(),
-            output,
-            RunProgress(console, total=min(files, settings.limit or files)) as progress,
-        ):
-            flow = Flow(
+    read_focus(settings)  # says what is wrong with the flags before anything is loaded
+    with contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        engine = Here(settings, files) if settings.ray is None else stack.enter_context(_on_ray(settings, files))
+        facts = _facts(settings, engine.machine, files) | engine.facts
+        print_facts(console, facts)
+        weights = engine.load(folders)
+        print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
+        output = OutputFolder(
+            folders.output,
+            _deciding_settings(settings, engine.machine, weights),
+            items=settings.items,
+            overwrite=settings.overwrite,
+            threads=engine.machine.threads,
+            most_pixels=engine.machine.most_pixels,
+            unknown=folders.unknown if settings.keep_unknown else None,
+            thresholds=settings.thresholds,
+        )
+        if output.done:
+            _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
+        done_before, stopped = output.done, None
+        began = time.monotonic()
+        try:
+            with (
+                stage("all photos"),
+                signals.stop_gently(),
                 output,
-                progress,
-                batch_size=machine.batch_size,
-                threads=count_threads(),
-                overlap=machine.overlaps and not measures_devices(),
-                most_pixels=most_pixels,
-                stopping=signals.stopping,
-                check=functools.partial(_check_surroundings, check_dataset, machine),
-            )
-            fail_folder = functools.partial(_fail_folder, output, check_dataset)
-            files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
-            for photo in do_photos(files_found, flow, settings, machine, models, point=point):
-                write_photo(photo, output, settings, folders)
-                progress.advance()
-            if settings.limit is None and not signals.stopping():
-                output.finish()
-    except (KeyboardInterrupt, UserError) as error:
-        stopped = error
+                RunProgress(console, total=min(files, settings.limit or files)) as progress,
+            ):
+                fail_folder = functools.partial(_fail_folder, output, check_dataset)
+                files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
+                engine.do(files_found, output, progress, signals.stopping)
+                if settings.limit is None and not signals.stopping():
+                    output.finish()
+        except (KeyboardInterrupt, UserError) as error:
+            stopped = error
 
     seconds = time.monotonic() - began
     written = output.total - done_before
@@ -203,9 +180,188 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
 
 
+class Here:
+    """This process does the photos: the default."""
+
+    def __init__(self, settings: Settings, files: int) -> None:
+        self._settings = settings
+        self.machine = select_machine(settings, files)
+        self.facts: dict[str, str] = {}
+
+    def load(self, folders: Folders) -> dict[str, Any]:
+        """Loads the models; returns by what they are known."""
+        self._job = start_job(self._settings, folders, self.machine)
+        return self._job.models.weights
+
+    def do(
+        self, files: Iterator[PhotoFile], output: OutputFolder, progress: RunProgress, stopping: Callable[[], bool]
+    ) -> None:
+        """Does the photos that are still to be done."""
+        self._job.do(files, output, progress, stopping)
+
+
+class OnRay:
+    """As `Here`, but it is workers on a Ray cluster that do the photos."""
+
+    def __init__(self, settings: Settings, files: int, cluster: Cluster) -> None:
+        import main as program  # by its name, under which workers find it
+        from flow_utilities import take_photos
+
+        self._settings, self._cluster, self._program = settings, cluster, program
+        self._take = functools.partial(take_photos, limit=settings.limit, max_pixels=settings.max_pixels)
+        self._files = cluster.carry(find_files(settings))
+        self.machine, self._weights, text_features = cluster.ask(
+            program.scout, settings, files, self._files, cluster.plan
+        )
+        self._text_features = cluster.share(text_features)
+        self.facts = {"Ray": str(cluster.plan)}
+
+    def load(self, folders: Folders) -> dict[str, Any]:
+        """Says by what the models are known; the workers load them when they begin."""
+        self._folders = folders
+        return self._weights
+
+    def do(
+        self, files: Iterator[PhotoFile], output: OutputFolder, progress: RunProgress, stopping: Callable[[], bool]
+    ) -> None:
+        """Lets the workers do the photos that are still to be done."""
+        from ray_utilities import Surroundings
+
+        settings, machine = self._settings, self.machine
+        unknown = self._folders.unknown if settings.keep_unknown else None
+        self._cluster.do(
+            files if settings.limit is None else self._take(files, is_done=output.is_done),
+            output,
+            progress,
+            start=functools.partial(
+                self._program.start_work, settings, self._files, self._folders, machine, self._text_features
+            ),
+            surroundings=Surroundings(
+                output.places, settings.thresholds, unknown, machine.threads, machine.most_pixels
+            ),
+            batch_size=machine.batch_size,
+            stopping=stopping,
+        )
+
+
+@contextlib.contextmanager
+def _on_ray(settings: Settings, files: int) -> Iterator[OnRay]:
+    from ray_utilities import join_cluster
+
+    with join_cluster(settings.ray, device=settings.device, actors=settings.ray_actors) as cluster:
+        yield OnRay(settings, files, cluster)
+
+
+def scout(
+    settings: Settings, files: int, carried: CarriedFiles, plan: Plan
+) -> tuple[Machine, dict[str, Any], np.ndarray]:
+    """Returns what all workers need to agree on: machine, weights, and the prompts' features; on one of their nodes."""
+    settings = dataclasses.replace(settings, quiet=True, **carried.here())
+    machine = select_machine(settings, files, plan)
+    models = load_models(settings, machine, with_sam=False)
+    return machine, models.weights, models.clip_model.text_features
+
+
+def start_work(
+    settings: Settings, carried: CarriedFiles, folders: Folders, machine: Machine, text_features: Callable[[], Any]
+) -> Work:
+    """Loads the models in a worker, and returns what does its photos."""
+    from ray_utilities import Unseen
+
+    settings = dataclasses.replace(settings, quiet=True, limit=None, **carried.here())
+    job = start_job(settings, folders, machine, text_features())
+
+    def work(files: Iterator[PhotoFile], courier: Courier, stopping: Callable[[], bool]) -> None:
+        job.do(files, courier, Unseen(), stopping)
+
+    return work
+
+
+def find_files(settings: Settings) -> dict[str, Path]:
+    """Returns the files that settings name, and that workers need: weights are downloaded where they are missing."""
+    from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, find_checkpoint
+    from sam_utilities import config_name, find_config
+
+    find = functools.partial(find_checkpoint, show_progress=not settings.quiet)
+    files = {"clip_model": find(settings.clip_model, clip_checkpoints(), flag="--clip-model")}
+    if not settings.no_sam:
+        files["sam_config"] = find_config(settings.sam_config or config_name(settings.sam_model))
+        files["sam_model"] = find(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+    if settings.focus.endswith(".csv"):
+        files["focus"] = Path(settings.focus)
+    return files
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does photos: the models, and all that was asked for; in this process, or in each worker."""
+
+    settings: Settings
+    folders: Folders
+    machine: Machine
+    models: Models
+    point: Callable[[Photo], Focus | None]
+    check_dataset: Callable[[], None]
+
+    def do(
+        self,
+        files: Iterator[PhotoFile],
+        output: OutputFolder | Courier,
+        progress: Progress,
+        stopping: Callable[[], bool],
+    ) -> None:
+        """Does the photos that are still to be done: SAM 2 cuts them out, CLIP labels them, the output gets them.
+
+        Args:
+            files: Of the dataset.
+            output: Knows what is done, and is told the rest.
+            progress: Counts.
+            stopping: Whether the run is to end.
+        """
+        from flow_utilities import Flow
+        from pipeline_utilities import measures_devices
+
+        machine = self.machine
+        flow = Flow(
+            output,
+            progress,
+            batch_size=machine.batch_size,
+            threads=machine.threads,
+            overlap=machine.overlaps and not measures_devices(),
+            most_pixels=machine.most_pixels,
+            stopping=stopping,
+            check=functools.partial(_check_surroundings, self.check_dataset, machine),
+        )
+        for photo in do_photos(files, flow, self.settings, machine, self.models, point=self.point):
+            write_photo(photo, output, self.settings, self.folders)
+            progress.advance()
+
+
+def start_job(settings: Settings, folders: Folders, machine: Machine, text_features: np.ndarray | None = None) -> Job:
+    """Loads the models and returns what does photos with them.
+
+    Args:
+        settings: Of the run.
+        folders: Checked.
+        machine: Where the models run.
+        text_features: See `ClipModel`.
+    """
+    from dataset_utilities import watch_dataset
+    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
+
+    check_dataset = watch_dataset(folders.dataset)
+    point = read_focus(settings)
+    _seed_everything(settings.seed)
+    keep_freed_memory()
+    forbid_tf32()
+    leave_cores_to_threads([machine.device, machine.clip_device])
+    models = load_models(settings, machine, text_features)
+    return Job(settings, folders, machine, models, point, check_dataset)
+
+
 @dataclass(frozen=True)
 class Machine:
-    """Where the models run, how precisely, on how many photos at once, and whether torch compiles SAM 2 first."""
+    """Where the models run, and how; how many threads work beside them, and how many pixels may wait at a stage."""
 
     device: str
     precision: Literal["fp32", "bf16"]
@@ -214,6 +370,8 @@ class Machine:
     batch_size: int
     clip_batch_size: int
     compiled: bool
+    threads: int
+    most_pixels: int
 
     @property
     def overlaps(self) -> bool:
@@ -221,9 +379,23 @@ class Machine:
         return any(device.startswith("cuda") for device in (self.device, self.clip_device))
 
 
-def select_machine(settings: Settings, photos: int) -> Machine:
-    """Returns the devices that the settings name, or the best of this machine for so many photos."""
-    from device_utilities import auto_batch_size, has_bf16, select_compile, select_device, select_precision
+def select_machine(settings: Settings, photos: int, plan: Plan | None = None) -> Machine:
+    """Returns the devices that the settings name, or the best of this machine for so many photos.
+
+    Args:
+        settings: Of the run.
+        photos: How many there are.
+        plan: What of the machine this is about, where others have the rest.
+    """
+    from device_utilities import (
+        auto_batch_size,
+        count_threads,
+        has_bf16,
+        select_compile,
+        select_device,
+        select_pixels_at_once,
+        select_precision,
+    )
     from sam_utilities import config_name, find_config, read_image_size
 
     device = select_device(settings.device, purpose="SAM 2")
@@ -240,7 +412,7 @@ def select_machine(settings: Settings, photos: int) -> Machine:
     if not settings.no_sam:
         image_size = read_image_size(find_config(settings.sam_config or config_name(settings.sam_model)))
     if batch_size == "auto":
-        batch_size = auto_batch_size(main_device, image_size)
+        batch_size = auto_batch_size(main_device, image_size, share=1 if plan is None else 1 / plan.per_gpu)
     photos = min(photos, settings.limit or photos)
     clip_precision = select_precision(settings.precision, clip_device)
     return Machine(
@@ -252,6 +424,8 @@ def select_machine(settings: Settings, photos: int) -> Machine:
         # MKL's fp32 products of few rows differ in the last digit with a row's place in the batch.
         clip_batch_size=1 if (clip_device, clip_precision) == ("cpu", "fp32") else batch_size,
         compiled=select_compile(settings.compile, device, photos),
+        threads=count_threads() if plan is None else plan.threads,
+        most_pixels=select_pixels_at_once() // (1 if plan is None else plan.per_node),
     )
 
 
@@ -298,6 +472,12 @@ class Models:
     sam2_model: Sam2 | None
     detector: Detector | None
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """By what an output knows those that are digested when they are loaded."""
+        detector = {} if self.detector is None else {"detector_weights": self.detector.digest}
+        return {"clip_weights": self.clip_model.digest, **detector}
+
 
 def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
     """Returns what says where SAM 2 is pointed in a photo, as far as no model is asked; None is the centre.
@@ -340,8 +520,17 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
     return point
 
 
-def load_models(settings: Settings, machine: Machine) -> Models:
-    """Returns what the settings ask for."""
+def load_models(
+    settings: Settings, machine: Machine, text_features: np.ndarray | None = None, *, with_sam: bool = True
+) -> Models:
+    """Returns what the settings ask for.
+
+    Args:
+        settings: Of the run.
+        machine: Where the models run.
+        text_features: See `ClipModel`.
+        with_sam: Else SAM 2 is left out.
+    """
     from clip_utilities import ClipModel
     from focus_utilities import check_labels, load_detector
     from sam_utilities import load_sam2
@@ -357,9 +546,10 @@ def load_models(settings: Settings, machine: Machine) -> Models:
         prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
         decision=settings.decision,
         precision=machine.clip_precision,
+        text_features=text_features,
         show_progress=not settings.quiet,
     )
-    if settings.no_sam:
+    if settings.no_sam or not with_sam:
         return Models(clip_model, None, detector)
     sam2_model = load_sam2(
         settings.sam_model,
@@ -372,15 +562,17 @@ def load_models(settings: Settings, machine: Machine) -> Models:
     return Models(clip_model, sam2_model, detector)
 
 
-def write_photo(photo: Photo, output: OutputFolder, settings: Settings, folders: Folders) -> None:
+def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings, folders: Folders) -> None:
     """Sends a cut-out and its record on their way, its thumbnails, and with `--debug` its inspection picture."""
+    from picture_utilities import draw_cut_out, inspection_jpeg
     from record_utilities import photo_record, write_atomically
 
     label, segmentation = photo.label, photo.segmentation
     record = photo_record(
         label, segmentation, photo.region, photo.image.shape, seconds=photo.seconds, flags=photo.flags, crop=photo.crop
     )
-    draw = functools.partial(_draw_with_thumbnails, photo, settings, folders.report)
+    report = None if settings.no_report else folders.report
+    draw = functools.partial(draw_cut_out, photo, settings.background, report)
     output.write(photo.file, draw, record, mask=photo.mask, features=photo.features)
 
     scores = f"{label.item} {label.item_probability:.3f}, prompt {label.prompt!r} {label.probability:.3f}"
@@ -395,51 +587,11 @@ def write_photo(photo: Photo, output: OutputFolder, settings: Settings, folders:
     if settings.debug:
         path = (folders.debug / photo.file.name).with_suffix(".jpg")
         try:
-            write_atomically(path, _draw_inspection(photo, settings, scores))
+            write_atomically(path, inspection_jpeg(photo, settings.background, scores))
         except OSError as error:
             raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
         except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
             _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
-
-
-def _draw_inspection(photo: Photo, settings: Settings, caption: str) -> bytes:
-    from inspection_utilities import draw_inspection, encode_jpeg
-
-    segmentation = photo.segmentation
-    return encode_jpeg(
-        draw_inspection(
-            photo.image,
-            _draw(photo, settings.background),
-            mask=photo.mask,
-            points=None if segmentation is None else segmentation.points,
-            focus_box=None if segmentation is None else segmentation.focus.box,
-            crop_box=photo.crop,
-            top_items=photo.label.top_items,
-            caption=caption,
-        )
-    )
-
-
-def _draw_with_thumbnails(photo: Photo, settings: Settings, report_dir: Path) -> np.ndarray:
-    """Returns what is written of a photo; the page's thumbnails are made beside it, while the pixels are at hand."""
-    from thumbnail_utilities import save_thumbnails
-
-    if not settings.no_report:
-        alpha = photo.alpha
-        if alpha is None and photo.mask is not None:
-            alpha = photo.mask.view("uint8") * 255
-        with stage("thumbnails"):
-            save_thumbnails(report_dir, photo.file.source, photo.image, alpha=alpha, crop=photo.crop)
-    with stage("PNG"):
-        return _draw(photo, settings.background, photo.crop)
-
-
-def _draw(photo: Photo, background: str, box: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Returns a photo's cut-out, (h, w, 4) uint8 RGBA, or the part of it that a box (x0, y0, x1, y1) shows."""
-    from mask_utilities import background_rgba, crop, cut_out
-
-    picture = cut_out(photo.image, photo.mask, background, alpha=photo.alpha)
-    return picture if box is None else crop(picture, box, background_rgba(background))
 
 
 def dry_run(settings: Settings, console: Console) -> int:
@@ -522,7 +674,7 @@ def _describe_focus(settings: Settings) -> str:
     return f"{settings.detector}, {labels} from {settings.focus_threshold:g}"
 
 
-def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> dict[str, Any]:
+def _deciding_settings(settings: Settings, machine: Machine, weights: Mapping[str, str]) -> dict[str, Any]:
     """Returns the settings that decide results: a run goes on only with the same. Files count by their contents."""
     from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
     from sam_utilities import config_name, find_config
@@ -531,7 +683,7 @@ def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> 
         name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
     }
     deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
-    deciding["clip_weights"] = models.clip_model.digest
+    deciding["clip_weights"] = weights["clip_weights"]
     deciding["clip_precision"] = machine.clip_precision
     clip_path = Path(settings.clip_model)  # for --relabel, from wherever that is started
     deciding["clip_model"] = str(clip_path.resolve()) if clip_path.is_file() else settings.clip_model
@@ -548,8 +700,8 @@ def _deciding_settings(settings: Settings, machine: Machine, models: Models) -> 
     }
     if settings.focus.endswith(".csv"):
         deciding["focus"] = file_digest(Path(settings.focus))
-    if models.detector is not None:
-        deciding |= {"detector_weights": models.detector.digest, "focus_labels": settings.focus_labels}
+    if "detector_weights" in weights:
+        deciding |= {"detector_weights": weights["detector_weights"], "focus_labels": settings.focus_labels}
         deciding["focus_threshold"] = settings.focus_threshold
     return deciding
 

@@ -201,6 +201,14 @@ class OutputFolder:
         if self._unknown is not None:
             copy_aside(photo, self._unknown)
 
+    def clear_after_deaths(self) -> None:
+        """Deletes what processes have left of their work that were writing here for this run, and died."""
+        recorded = {(folder, row["file_name"]) for folder in self.places for row in read_records(folder)[0]}
+        for folder in self.places:
+            for file in _find_pngs(folder):
+                if (folder, file) not in recorded | self._orphans:
+                    (folder / file).unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Says that every photo has been tried: earlier failures stand no longer, and strange PNGs are named."""
         self._failures = {source: row for source, row in self._failures.items() if source in self._failed_now}

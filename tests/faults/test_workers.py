@@ -6,8 +6,8 @@ import pytest
 
 import clip_utilities
 import flow_utilities
-import inspection_utilities
 import main
+import picture_utilities
 import writer_utilities
 from errors import DeviceError
 from program import contents, results, rows
@@ -83,7 +83,7 @@ def test_an_inspection_picture_that_can_not_be_drawn_costs_no_cut_out(run, tmp_p
     def refuse(*_, **__):
         raise ValueError("no picture")
 
-    monkeypatch.setattr(inspection_utilities, "draw_inspection", refuse)
+    monkeypatch.setattr(picture_utilities, "draw_inspection", refuse)
     code, out, _ = run("--debug")
     assert code == 0
     assert "B.JPG: no inspection picture: ValueError: no picture" in out
