@@ -12,13 +12,15 @@ import sys
 import types
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote, urlsplit
 
 from errors import ConfigError
 from prompt_utilities import MOST_PROMPTS, DecisionRule
 from record_utilities import Thresholds
+from storage_utilities import is_url
 
 PROGRAM_DIR = Path(__file__).resolve().parent
 
@@ -157,9 +159,20 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
     settings = Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+    settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
     _check_together(settings)
     _check_ray(settings)
+    if is_url(settings.output) and (settings.revises or settings.exports):
+        raise ConfigError(
+            f"--output {settings.output}: exports, and what is done with an output that is there, need it on a disk; "
+            "copy it to one first"
+        )
     return settings
+
+
+def _plain(place: str) -> str:
+    """Returns the path of a `file://` URL; all else as it is."""
+    return unquote(urlsplit(place).path) if place.lower().startswith("file://") else place
 
 
 def _check_together(settings: Settings) -> None:

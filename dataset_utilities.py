@@ -6,12 +6,14 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from errors import DatasetError
 from photo_utilities import is_image
+from storage_utilities import Place, RemotePath
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_ENDING = 16  # characters; what is longer is no ending
@@ -29,15 +31,15 @@ class PhotoFile:
         name: The path of its cut-out relative to the item's folder, such as `berlin/car.png`.
     """
 
-    path: Path
+    path: Place
     source: str
     name: str
 
 
 def find_photos(
-    dataset_dir: Path,
+    dataset_dir: Place,
     *,
-    exclude: Sequence[Path] = (),
+    exclude: Sequence[Place] = (),
     on_unreadable: Callable[[str, OSError], None] | None = None,
 ) -> Iterator[PhotoFile]:
     """Yields the files of a dataset, folder by folder in sorted order, with the names of their cut-outs.
@@ -68,12 +70,12 @@ def find_photos(
             )
 
 
-def count_files(dataset_dir: Path, *, exclude: Sequence[Path] = ()) -> int:
+def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
     """Returns how many files `find_photos` will yield."""
     return sum(len(folder.files) for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
 
 
-def watch_dataset(dataset_dir: Path) -> Callable[[], None]:
+def watch_dataset(dataset_dir: Place) -> Callable[[], None]:
     """Returns what raises once the dataset is no longer the folder that it is now: deleted, renamed or unmounted.
 
     Called where a photo can't be read, it ends a run that would otherwise give each of the others up, too.
@@ -82,22 +84,26 @@ def watch_dataset(dataset_dir: Path) -> Callable[[], None]:
         DatasetError: The dataset is gone, now or when what is returned is called.
     """
 
-    def stat() -> os.stat_result:
+    def look() -> Any:
         try:
-            return dataset_dir.stat()
+            return dataset_dir.is_dir() if isinstance(dataset_dir, RemotePath) else dataset_dir.stat()
         except OSError as error:
             raise _gone(dataset_dir, error.strerror) from None
 
-    before = stat()
+    before = look()
 
     def check() -> None:
-        if not os.path.samestat(stat(), before):
+        now = look()
+        if isinstance(dataset_dir, RemotePath):
+            if before and not now:
+                raise _gone(dataset_dir, "nothing is there any more")
+        elif not os.path.samestat(now, before):
             raise _gone(dataset_dir, "another folder is there now")
 
     return check
 
 
-def _gone(dataset_dir: Path, reason: str) -> DatasetError:
+def _gone(dataset_dir: Place, reason: str) -> DatasetError:
     return DatasetError(f"{dataset_dir}: is gone ({reason}); bring it back, and the same command goes on from there")
 
 
@@ -105,16 +111,16 @@ def _gone(dataset_dir: Path, reason: str) -> DatasetError:
 class _Folder:
     """A folder of the dataset; names on disk go with their portable forms."""
 
-    path: Path
+    path: Place
     relative: str  # portable, with a slash at its end; empty for the dataset itself
     files: dict[str, str]
     subfolders: dict[str, str]
 
 
 def _walk(
-    dataset_dir: Path,
+    dataset_dir: Place,
     *,
-    exclude: Sequence[Path],
+    exclude: Sequence[Place],
     on_unreadable: Callable[[str, OSError], None] | None,
 ) -> Iterator[_Folder]:
     excluded = {path.resolve() for path in exclude}
@@ -122,8 +128,7 @@ def _walk(
     while to_visit:
         path, relative = to_visit.pop()
         try:
-            with os.scandir(path) as entries:
-                visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+            names, files, subfolders = _list(path, excluded)
         except OSError as error:
             if path == dataset_dir:
                 raise DatasetError(
@@ -132,17 +137,29 @@ def _walk(
             if on_unreadable is not None:
                 on_unreadable(relative.rstrip("/"), error)
             continue
-        portable = _portable_names([entry.name for entry in visible])
-        subfolders = [
-            entry.name
-            for entry in visible
-            if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
-        ]
+        portable = _portable_names(names)
         to_visit += [(path / name, f"{relative}{portable[name]}/") for name in reversed(subfolders)]
-        files = [entry.name for entry in visible if _is_file(entry)]
         yield _Folder(
             path, relative, {name: portable[name] for name in files}, {name: portable[name] for name in subfolders}
         )
+
+
+def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[str], list[str]]:
+    """Returns the names that are to be seen in a folder, and which of them are files, and which subfolders."""
+    if isinstance(folder, RemotePath):
+        seen = [entry for entry in folder.scan() if not entry.name.startswith(".")]
+        files = [entry.name for entry in seen if not entry.is_folder]
+        subfolders = [entry.name for entry in seen if entry.is_folder and folder / entry.name not in excluded]
+    else:
+        with os.scandir(folder) as entries:
+            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        files = [entry.name for entry in seen if _is_file(entry)]
+        subfolders = [
+            entry.name
+            for entry in seen
+            if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
+        ]
+    return [entry.name for entry in seen], files, subfolders
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -7,13 +7,15 @@ half-precision numbers. A photo that was done again stands there again; the last
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from record_utilities import AppendedFile
+from record_utilities import AppendedFile, open_to_append, replace_file
+from storage_utilities import Place, RemotePath
 
 FEATURES = ".image_features"
 _HEAD = struct.Struct("<8sII")
@@ -31,7 +33,7 @@ class FeatureFile:
         OSError: The file can't be opened.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Place) -> None:
         self._path = output / FEATURES
         self._file: AppendedFile | None = None
 
@@ -43,7 +45,7 @@ class FeatureFile:
         """
         if self._file is None:
             _drop_torn_end(self._path, len(features))
-            self._file = AppendedFile(self._path, _HEAD.pack(_MARK, len(features), 0))
+            self._file = open_to_append(self._path, _HEAD.pack(_MARK, len(features), 0))
         self._file.append(_digest(source) + features.astype("<f2").tobytes())
 
     def sync(self) -> None:
@@ -83,10 +85,10 @@ def read_features(output: Path, sources: Sequence[str], dimension: int) -> tuple
     return records["features"], indices
 
 
-def _read_dimension(path: Path) -> int | None:
+def _read_dimension(path: Place) -> int | None:
     """Returns the dimension that the head of a file states; None where it is missing or of another kind."""
     try:
-        with path.open("rb") as file:
+        with io.BytesIO(path.read_head(_HEAD.size)) if isinstance(path, RemotePath) else path.open("rb") as file:
             head = file.read(_HEAD.size)
     except FileNotFoundError:
         return None
@@ -95,8 +97,12 @@ def _read_dimension(path: Path) -> int | None:
     return _HEAD.unpack(head)[1]
 
 
-def _drop_torn_end(path: Path, dimension: int) -> None:
+def _drop_torn_end(path: Place, dimension: int) -> None:
     """Cuts off what a kill or a power cut has left of a record; a file of another kind begins anew."""
+    if isinstance(path, RemotePath):  # whose parts are whole
+        if _read_dimension(path) not in (None, dimension):
+            replace_file(path, _HEAD.pack(_MARK, dimension, 0))
+        return
     if not path.exists():
         return
     whole = 0

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from config_utilities import Settings
 from dataset_utilities import count_files
 from errors import OutputError
+from lease_utilities import hold_lease
 from lock_utilities import hold_lock
 from record_utilities import RUN, TEMPORARY, Thresholds
+from storage_utilities import Place, RemotePath, to_place
 
 _LOCK = ".lock"  # only while a run is writing
 
@@ -22,16 +24,16 @@ _LOCK = ".lock"  # only while a run is writing
 class Folders:
     """Where the photos are, and where files are written."""
 
-    dataset: Path
-    output: Path
-    debug: Path
-    unknown: Path
-    review: Path
-    report: Path
-    export: Path
+    dataset: Place
+    output: Place
+    debug: Place
+    unknown: Place
+    review: Place
+    report: Place
+    export: Place
 
     @property
-    def own(self) -> list[Path]:
+    def own(self) -> list[Place]:
         """The folders that are no photos even where they lie inside the dataset."""
         return [self.output, self.debug, self.unknown, self.review, self.report, self.export]
 
@@ -53,17 +55,20 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
 
 def name_folders(dataset_dir: str, output: str) -> Folders:
     """Returns the folders that go with a dataset and an output."""
-    sides = (sibling(Path(output), kind) for kind in ("debug", "unknown", "review", "report", "export"))
-    return Folders(Path(dataset_dir), Path(output), *sides)
+    dataset_place, place = to_place(dataset_dir, flag="--dataset-dir"), to_place(output, flag="--output")
+    sides = (sibling(place, kind) for kind in ("debug", "unknown", "review", "report", "export"))
+    return Folders(dataset_place, place, *sides)
 
 
-def sibling(output: Path, kind: str) -> Path:
+def sibling(output: Place, kind: str) -> Place:
     """Returns the folder of side products that stands beside the output, such as `output-debug`."""
+    if isinstance(output, RemotePath):
+        return output.with_name(f"{output.name}-{kind}")
     absolute = Path(os.path.abspath(output))  # `.` has no name of its own  # noqa: PTH100 (links stay links)
     return absolute.parent / f"{absolute.name}-{kind}"
 
 
-def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path] = ()) -> None:
+def check_output(output: Place, dataset_dir: Place, *, side_folders: Sequence[Place] = ()) -> None:
     """Refuses an output that would mix with the photos or with somebody's files.
 
     Args:
@@ -97,7 +102,7 @@ def check_output(output: Path, dataset_dir: Path, *, side_folders: Sequence[Path
         )
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Place) -> list[str]:
     """Returns the names in a folder, but for those that runs have only meanwhile; none where it is missing."""
     try:
         return sorted(
@@ -110,30 +115,39 @@ def _names(folder: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def lock_output(output: Path) -> Iterator[None]:
+def lock_output(output: Place) -> Iterator[Callable[[], bool]]:
     """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
+
+    Yields:
+        Whether another run has it now, in spite of that; see `lease_utilities`.
 
     Raises:
         OutputError: Another run has it, or the folder can't be written.
     """
     path = output / _LOCK
 
-    def refuse() -> None:
-        raise OutputError(
-            f"--output {output}: {_holder(path)} is writing to it; wait for its end, or name another --output"
-        )
+    def refuse(holder: str) -> None:
+        raise OutputError(f"--output {output}: {holder} is writing to it; wait for its end, or name another --output")
 
+    if isinstance(output, RemotePath):
+        with contextlib.ExitStack() as stack:
+            try:
+                lost = stack.enter_context(hold_lease(path, on_held=refuse))
+            except OSError as error:
+                raise unwritable(output, error) from None
+            yield lost
+        return
     with contextlib.ExitStack() as stack:
         try:
             if not output.exists():
                 output.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, output)
-            stack.enter_context(hold_lock(path, on_held=refuse))
+            stack.enter_context(hold_lock(path, on_held=lambda: refuse(_holder(path))))
         except OSError as error:
             raise unwritable(output, error) from None
         with contextlib.suppress(OSError):  # a full disk is told of by what needs it
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
+        yield lambda: False
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -148,7 +162,7 @@ def _holder(path: Path) -> str:
         return "another run"
 
 
-def unwritable(output: Path, error: OSError) -> OutputError:
+def unwritable(output: Place, error: OSError) -> OutputError:
     """Returns the error of an output that can't be written from the beginning."""
     reason = error.strerror or error
     return OutputError(

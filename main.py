@@ -26,6 +26,7 @@ from flag_utilities import parse_flags
 from pipeline_utilities import stage
 from prompt_utilities import get_prompts
 from signal_utilities import Signals
+from storage_utilities import to_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,12 +93,16 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
 
     check_side_products(settings, has_masks=not settings.no_sam)
     folders, files = check_folders(settings)
-    with lock_output(folders.output):
+    with lock_output(folders.output) as lost:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
         if settings.overwrite:
             forget_evaluation(folders.report)
-        return do_dataset(folders, files, settings, console, signals)
+        signals.stop_where(lost)
+        code = do_dataset(folders, files, settings, console, signals)
+        if lost():
+            raise OutputError(f"--output {folders.output}: another run has taken it over while this one stood still")
+        return code
 
 
 def do_dataset(folders: Folders, files: int, settings: Settings, console: Console, signals: Signals) -> int:
@@ -497,7 +502,7 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
             f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
         )
     rows = read_points(focus) if isinstance(focus, Path) else {}
-    strays = stray_names(rows, Path(settings.dataset_dir))
+    strays = stray_names(rows, to_place(settings.dataset_dir, flag="--dataset-dir"))
     if strays:
         _LOGGER.warning(
             "%s: %d of its %slines name no photo of the dataset, such as %r",
@@ -682,7 +687,7 @@ def _deciding_settings(settings: Settings, machine: Machine, weights: Mapping[st
     deciding: dict[str, Any] = {
         name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
     }
-    deciding["dataset_dir"] = str(Path(settings.dataset_dir).resolve())
+    deciding["dataset_dir"] = str(to_place(settings.dataset_dir, flag="--dataset-dir").resolve())
     deciding["clip_weights"] = weights["clip_weights"]
     deciding["clip_precision"] = machine.clip_precision
     clip_path = Path(settings.clip_model)  # for --relabel, from wherever that is started

@@ -30,14 +30,18 @@ from record_utilities import (
     AppendedFile,
     Places,
     Thresholds,
+    delete_file,
+    open_to_append,
     read_lines,
     read_records,
+    replace_file,
     stopped,
     to_line,
     write_atomically,
     write_records,
 )
 from revision_utilities import REVISIONS, finish_revision
+from storage_utilities import Place, RemotePath
 from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
@@ -75,14 +79,14 @@ class OutputFolder:
 
     def __init__(
         self,
-        output: Path,
+        output: Place,
         run_settings: Mapping[str, Any],
         *,
         items: Sequence[str],
         overwrite: bool = False,
         threads: int = 2,
         most_pixels: float = math.inf,
-        unknown: Path | None = None,
+        unknown: Place | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
         self.path = output
@@ -104,8 +108,8 @@ class OutputFolder:
             finish_revision(self.places)
             self._orphans = self._take_stock()
             self._write_cards()
-            self._metadata = {output: AppendedFile(output / METADATA)}
-            self._failures_file = AppendedFile(output / FAILURES)
+            self._metadata = {output: open_to_append(output / METADATA)}
+            self._failures_file = open_to_append(output / FAILURES)
             self._features = FeatureFile(output)
         except OSError as error:
             raise unwritable(output, error) from None
@@ -267,7 +271,7 @@ class OutputFolder:
         folder = self.places.of(row)
         if folder not in self._metadata:
             try:
-                self._metadata[folder] = AppendedFile(folder / METADATA)
+                self._metadata[folder] = open_to_append(folder / METADATA)
             except OSError as error:
                 raise stopped(folder / METADATA, error) from None
         return self._metadata[folder]
@@ -279,7 +283,7 @@ class OutputFolder:
         self.counts[row["label"]] += 1
         self._probabilities[row["label"]] += row["item_probability"]
 
-    def _take_stock(self) -> set[tuple[Path, str]]:
+    def _take_stock(self) -> set[tuple[Place, str]]:
         """Reads what earlier runs have done, mends what an interruption left, and returns PNGs without a record.
 
         These, as (folder, path in it).
@@ -295,7 +299,7 @@ class OutputFolder:
         self._write_failures()
         return found - {(self.places.of(row), row["file_name"]) for row in records.values()}
 
-    def _read_records(self, found: set[tuple[Path, str]]) -> dict[str, dict[str, Any]]:
+    def _read_records(self, found: set[tuple[Place, str]]) -> dict[str, dict[str, Any]]:
         """Returns the records whose PNG is there, by source, and lets the files hold just these."""
         files = {folder: read_records(folder) for folder in self.places}
         records: dict[str, dict[str, Any]] = {}
@@ -314,7 +318,7 @@ class OutputFolder:
                 write_records(folder, now)
         return records
 
-    def _settle(self, row: dict[str, Any], folder: Path, found: set[tuple[Path, str]]) -> dict[str, Any] | None:
+    def _settle(self, row: dict[str, Any], folder: Place, found: set[tuple[Place, str]]) -> dict[str, Any] | None:
         """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
         if (folder, row["file_name"]) in found and self.places.of(row) == folder:
             return row
@@ -335,7 +339,7 @@ class OutputFolder:
 
     def _write_failures(self) -> None:
         rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
-        write_atomically(self.path / FAILURES, b"".join(map(to_line, rows)))
+        replace_file(self.path / FAILURES, b"".join(map(to_line, rows)))
 
     def _write_cards(self) -> None:
         write_cards(self.places, self.counts, self.in_review)
@@ -352,14 +356,18 @@ class OutputFolder:
                 if path.resolve().is_relative_to(folder.resolve()):  # whatever a hand has written there
                     path.unlink(missing_ok=True)
             for name in (METADATA, FAILURES, CARD, REVISIONS, FEATURES):
-                (folder / name).unlink(missing_ok=True)
+                delete_file(folder / name)
+            if isinstance(folder, RemotePath):
+                continue  # it has no folders that could be empty
             for each, _, _ in os.walk(folder, topdown=False):
                 if Path(each) != self.path and not any(Path(each).iterdir()):
                     Path(each).rmdir()
 
 
-def _find_pngs(folder: Path) -> set[str]:
+def _find_pngs(folder: Place) -> set[str]:
     """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed."""
+    if isinstance(folder, RemotePath):
+        return {str(path.relative_to(folder)) for path in folder.walk() if path.suffix == ".png"}
     found: set[str] = set()
     for each, _, files in os.walk(folder):
         for file in files:
@@ -371,7 +379,7 @@ def _find_pngs(folder: Path) -> set[str]:
     return found
 
 
-def _refuse_other_settings(path: Path, run_settings: Mapping[str, Any]) -> None:
+def _refuse_other_settings(path: Place, run_settings: Mapping[str, Any]) -> None:
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

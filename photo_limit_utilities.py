@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
@@ -75,7 +74,12 @@ def limit_tags() -> None:
 class LimitedReader(io.BufferedReader):
     """A file for Pillow's plugins that can't be read on and on, for a header without end.
 
+    Args:
+        raw: The file.
+        length: Its bytes.
+
     Attributes:
+        length: As above.
         reads_left: How often it may still be read.
         most_bytes: How long it may be to be read at once.
     """
@@ -83,13 +87,17 @@ class LimitedReader(io.BufferedReader):
     reads_left: float = math.inf
     most_bytes: float = math.inf
 
+    def __init__(self, raw: Any, length: int) -> None:
+        super().__init__(raw)
+        self.length = length
+
     def read(self, size: int | None = -1, /) -> bytes:
         """Reads as other files do, or raises PhotoError."""
         self.reads_left -= 1
         if self.reads_left < 0:
             raise _too_many(MAX_HEADER_READS, "parts before its pixels")
-        if (size is None or size < 0) and (length := os.fstat(self.fileno()).st_size) > self.most_bytes:
-            raise too_long(length, self.most_bytes)
+        if (size is None or size < 0) and self.length > self.most_bytes:
+            raise too_long(self.length, self.most_bytes)
         return super().read(size)
 
 

@@ -35,6 +35,7 @@ from photo_limit_utilities import (
     too_long,
     too_many_pixels,
 )
+from storage_utilities import Place, RemotePath, TooLongError
 
 # What photos come in. All else is none, on purpose where Pillow 13 reads it:
 # - JPEG2000: OpenJPEG takes 1.7 KB a pixel where the file wants its precincts tiny; 124 bytes took 14 GB.
@@ -79,6 +80,14 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_file(path: Place) -> bytes:
+    """Returns the contents of a regular file; see `open_regular`."""
+    if isinstance(path, RemotePath):
+        return path.read_bytes()
+    with open_regular(path) as file:
+        return file.read()
+
+
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
     """Returns the formats that are recognised: those of photos that Pillow reads, HEIF with pillow-heif installed."""
@@ -103,7 +112,7 @@ def _image_endings() -> frozenset[str]:
     return frozenset(heif.union(ending for ending in Image.registered_extensions()))
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Place) -> bool:
     """Whether the contents of a file are recognised as an image, even one that is refused; its ending is no matter."""
     try:
         with _open(path, MAX_PIXELS):
@@ -114,7 +123,7 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_photo(path: Place, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Returns the first frame of an image file as (H, W, 3) uint8 RGB; see `OpenedPhoto`."""
     return OpenedPhoto(path, max_pixels=max_pixels).decode()
 
@@ -134,7 +143,7 @@ class OpenedPhoto:
         PhotoError: The image can't be read, or is refused.
     """
 
-    def __init__(self, path: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, path: Place, *, max_pixels: int = MAX_PIXELS) -> None:
         self._path, self._max_pixels = path, max_pixels
         # Pillow refuses at twice its own limit. Some of its plugins ask for memory before the size is checked here.
         Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)
@@ -177,7 +186,7 @@ class OpenedPhoto:
         self._image = None
 
 
-def _failure(path: Path, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
+def _failure(path: Place, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
     """Returns what read_photo raises over an error."""
     if isinstance(error, PhotoError):
         return error.with_traceback(None)
@@ -192,13 +201,11 @@ def _failure(path: Path, error: Exception, max_pixels: int) -> PhotoError | NotA
 
 
 @contextlib.contextmanager
-def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def _open(path: Place, max_pixels: int) -> Iterator[Image.Image]:
     # By its contents, not its path: Pillow maps uncompressed TIFFs that it opens by path, and with an orientation
     # that swaps the sides some modes then come out scrambled (Pillow 13.0).
-    with LimitedReader(open_regular(path).detach()) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES_PER_PIXEL * max_pixels:  # left unread, it is an image if its ending says so
-            raise UnidentifiedImageError(too_long(size, MAX_BYTES_PER_PIXEL * max_pixels).reason)
+    with _open_limited(path, MAX_BYTES_PER_PIXEL * max_pixels) as file:
+        size = file.length
         file.most_bytes = MAX_WHOLE_BYTES_PER_PIXEL * max_pixels
         check_parts(file, max_pixels)
         file.reads_left = MAX_HEADER_READS
@@ -211,7 +218,23 @@ def _open(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             yield image
 
 
-def _unreadable_reason(path: Path, size: int) -> str:
+def _open_limited(path: Place, most: int) -> LimitedReader:
+    """Opens a file of at most so many bytes; a longer one is left unread, and is an image if its ending says so."""
+    if isinstance(path, RemotePath):
+        try:
+            contents = path.read_limited(most)
+        except TooLongError as error:
+            raise UnidentifiedImageError(too_long(error.length, most).reason) from None
+        return LimitedReader(io.BytesIO(contents), len(contents))
+    raw = open_regular(path).detach()
+    length = os.fstat(raw.fileno()).st_size
+    if length > most:
+        raw.close()
+        raise UnidentifiedImageError(too_long(length, most).reason)
+    return LimitedReader(raw, length)
+
+
+def _unreadable_reason(path: Place, size: int) -> str:
     if size == 0:
         return "the file is empty"
     if path.suffix.lower() in (".heic", ".heif", ".hif") and "HEIF" not in readable_formats():
@@ -219,7 +242,7 @@ def _unreadable_reason(path: Path, size: int) -> str:
     return f"the contents are no image that is read here; these are: {', '.join(readable_formats())}"
 
 
-def _formats_of(path: Path) -> tuple[str, ...]:
+def _formats_of(path: Place) -> tuple[str, ...]:
     """Returns the formats that a file may have: of those without a signature, the one that its ending says."""
     said = Image.registered_extensions().get(path.suffix.lower())
     return tuple(name for name in readable_formats() if name in _SIGNED or name == said)

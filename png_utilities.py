@@ -11,11 +11,13 @@ white.
 
 from __future__ import annotations
 
+import io
 import struct
-from pathlib import Path
 
 import numpy as np
 from isal import isal_zlib
+
+from storage_utilities import Place, RemotePath
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {3: 2, 4: 6}  # RGB, RGBA
@@ -23,11 +25,11 @@ _UP = 2  # the filter: the difference from the row above. On large cut-outs a qu
 _LEVEL = 1  # of 0 to 3: 0 saves no time and gives larger files, 3 takes twice as long and gives no smaller ones
 _AT_ONCE = 1 << 22  # bytes of filtered rows: smaller parts gain nothing, and between them threads wait for each other
 
-
 # Of the PNG standard's four letters: ancillary, private, and of no use to whoever has changed the pixels.
 _MASK = b"maSK"
 _SIZE = struct.Struct(">II")  # width, height
 _CHUNK = struct.Struct(">I4s")  # length, kind
+_MASK_WITHIN = 1 << 18  # bytes from the beginning of a file in an object store; a longer one is left out
 _LARGEST_MASK = 2_000_000_000  # pixels: as many as --max-pixels can allow
 
 
@@ -49,14 +51,15 @@ def encode_png(image: np.ndarray, mask: np.ndarray | None = None) -> bytes:
     )
 
 
-def read_mask(path: Path) -> np.ndarray | None:
+def read_mask(path: Place) -> np.ndarray | None:
     """Returns the mask that `encode_png` has put into a PNG file, (h, w) bool; None where it holds none.
 
     Raises:
         OSError: The file can't be read.
         ValueError: It is no PNG, or its mask is damaged.
     """
-    with path.open("rb") as file:
+    remote = isinstance(path, RemotePath)
+    with io.BytesIO(path.read_head(_MASK_WITHIN)) if remote else path.open("rb") as file:
         if file.read(len(_SIGNATURE)) != _SIGNATURE:
             raise ValueError("no PNG")
         while len(head := file.read(_CHUNK.size)) == _CHUNK.size:

@@ -15,6 +15,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -51,7 +52,7 @@ _BLOCKS_AN_ACTOR = 4  # at least, where there are so many photos: so that none i
 _MOST_CPUS = 16  # an actor's threads; see `device_utilities.count_threads`
 _DEATHS = 2  # of the process that was doing a photo, alone, until that photo is a failure
 
-_POLL = 0.2  # seconds
+_POLL, _PATIENCE = 0.2, 10.0  # seconds
 
 # What a node needs of the program, where it has no copy of its own.
 _CODE = ("*.py", "*.json", "presets", "sam2", "report_page")
@@ -612,9 +613,10 @@ def join_cluster(address: str, *, device: str, actors: int | None) -> Iterator[C
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
         try:
+            _check_answers(address)
             with _keep_signal_handlers(), _silence():
                 ray.init(**_how_to_join(address, stack))
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"--ray {address}: can't be joined: {reason}; is it running, and of this version?"
@@ -626,6 +628,13 @@ def join_cluster(address: str, *, device: str, actors: int | None) -> Iterator[C
         context.execution_options.preserve_order = True
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Cluster(plan_actors(nodes, device=device, actors=actors))
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens at host:port; Ray would try for minutes, and not say what is wrong."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 def _how_to_join(address: str, stack: contextlib.ExitStack) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import OutputError
+from parts_utilities import PartsFile, drop_parts, parts_of, read_whole
+from storage_utilities import Place, RemotePath
 
 if TYPE_CHECKING:
     from mask_utilities import Region
@@ -134,22 +136,22 @@ def review_flags(row: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
 class Places:
     """The folders of an output that cut-outs and their records stand in: labelled ones, and those to be reviewed."""
 
-    output: Path
-    review: Path
+    output: Place
+    review: Place
 
-    def __iter__(self) -> Iterator[Path]:
+    def __iter__(self) -> Iterator[Place]:
         return iter((self.output, self.review))
 
-    def of(self, row: Mapping[str, Any]) -> Path:
+    def of(self, row: Mapping[str, Any]) -> Place:
         """Returns the folder of a record."""
         return self.review if REVIEW in row["flags"] else self.output
 
-    def png(self, row: Mapping[str, Any]) -> Path:
+    def png(self, row: Mapping[str, Any]) -> Place:
         """Returns where the cut-out of a record is."""
         return self.of(row) / row["file_name"]
 
 
-def read_records(folder: Path) -> tuple[list[dict[str, Any]], bool]:
+def read_records(folder: Place) -> tuple[list[dict[str, Any]], bool]:
     """Returns the records of a folder, and whether its metadata.jsonl holds just these.
 
     Records of earlier versions get the keys that they lack: readers expect the same of all.
@@ -171,15 +173,34 @@ def iterate_records(places: Places) -> Iterator[dict[str, Any]]:
             yield from map(json.loads, file)
 
 
-def write_records(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_records(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
     """Lets a folder's metadata.jsonl hold just these records; without any, none is made."""
     lines = b"".join(map(to_line, rows))
     if lines or (folder / METADATA).exists():
-        write_atomically(folder / METADATA, lines)
+        replace_file(folder / METADATA, lines)
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there."""
+def replace_file(path: Place, data: bytes) -> None:
+    """Lets a file that pieces are appended to hold just these bytes; it is not open meanwhile."""
+    parts = parts_of(path) if isinstance(path, RemotePath) else []
+    write_atomically(path, data)
+    drop_parts(parts)
+
+
+def delete_file(path: Place) -> None:
+    """Deletes a file that pieces are appended to, where there is one."""
+    if isinstance(path, RemotePath):
+        drop_parts(parts_of(path))
+    path.unlink(missing_ok=True)
+
+
+def clear_temporaries(folder: Place) -> None:
+    """Deletes the temporary files that killed runs have left in a folder; nobody else may be writing there.
+
+    An object store has none: nothing is renamed there.
+    """
+    if isinstance(folder, RemotePath):
+        return
     for each, _, files in os.walk(folder):
         for file in filter(TEMPORARY.fullmatch, files):
             with contextlib.suppress(OSError):  # they are in nobody's way
@@ -191,8 +212,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Place, data: bytes) -> None:
     """Writes a file, whole or not at all, even where the power fails."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -259,7 +283,39 @@ class AppendedFile:
         self._file.close()
 
 
-def stopped(path: Path, error: OSError) -> OutputError:
+class _AppendedObject:
+    """As `AppendedFile`, in an object store: pieces are there some seconds later, and in the file after `sync`."""
+
+    def __init__(self, path: RemotePath, head: bytes = b"") -> None:
+        self._path, self._parts = path, PartsFile(path, head)
+
+    def append(self, data: bytes) -> None:
+        try:
+            self._parts.append(data)
+        except OSError as error:
+            raise stopped(self._path, error) from None
+
+    def sync(self) -> None:
+        try:
+            self._parts.join()
+        except OSError as error:
+            raise stopped(self._path, error) from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # after an error; else nothing is left
+            self._parts.flush()
+
+
+def open_to_append(path: Place, head: bytes = b"") -> AppendedFile | _AppendedObject:
+    """Returns a file that pieces are appended to; see `AppendedFile`.
+
+    Raises:
+        OSError: The file can't be opened.
+    """
+    return _AppendedObject(path, head) if isinstance(path, RemotePath) else AppendedFile(path, head)
+
+
+def stopped(path: Place, error: OSError) -> OutputError:
     """Returns the error of a run that can't go on because a file of its output can't be written."""
     reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
     return OutputError(
@@ -268,13 +324,14 @@ def stopped(path: Path, error: OSError) -> OutputError:
     )
 
 
-def read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+def read_lines(path: Place, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
     """Returns the rows of a JSONL file that have these keys and types, and whether that is the whole file.
 
     A torn last line, the mark of a kill or a power cut, is left out.
     """
+    apart = isinstance(path, RemotePath) and bool(parts_of(path))
     try:
-        data = path.read_bytes()
+        data = read_whole(path) if apart else path.read_bytes()
     except FileNotFoundError:
         return [], True
     rows = []
@@ -286,7 +343,7 @@ def read_lines(path: Path, types: Mapping[str, Any]) -> tuple[list[dict[str, Any
             continue
         if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
             rows.append(row)
-    return rows, len(rows) == len(lines) and (data.endswith(b"\n") or not data)
+    return rows, len(rows) == len(lines) and (data.endswith(b"\n") or not data) and not apart
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:

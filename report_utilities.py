@@ -15,7 +15,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +26,7 @@ from errors import OutputError
 from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import REVIEW, Places, write_atomically
+from storage_utilities import Place, RemotePath
 from thumbnail_utilities import source_digest
 
 PAGE, EVALUATION, CONFUSION, _FACTS = "index.html", "evaluation.json", "confusion.csv", "facts.json"
@@ -42,16 +42,16 @@ _CONTOUR_SIDE, _CONTOUR_POINTS = 256, 120
 
 
 def write_report(
-    folder: Path,
+    folder: Place,
     places: Places,
     rows: Iterable[Mapping[str, Any]],
     *,
-    dataset_dir: Path,
+    dataset_dir: Place,
     failures: Sequence[Mapping[str, Any]],
     facts: Mapping[str, str],
     items: Sequence[str],
     threads: int = 1,
-) -> Path:
+) -> Place:
     """Writes the report's page and data, and returns the page.
 
     Args:
@@ -70,7 +70,7 @@ def write_report(
     summary = _Summary(items)
     shown, sample_ends = _choose(map(summary.add, rows))
     index = {
-        "key": hashlib.sha256(os.fsencode(os.path.abspath(places.output))).hexdigest()[:16],  # noqa: PTH100
+        "key": hashlib.sha256(os.fsencode(_absolute(places.output))).hexdigest()[:16],
         "title": places.output.name,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "facts": list(facts.items()),
@@ -252,8 +252,20 @@ def _to_script(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _url(folder: Path, base: Path) -> str:
+def _absolute(folder: Place) -> str:
+    return str(folder) if isinstance(folder, RemotePath) else os.path.abspath(folder)  # noqa: PTH100
+
+
+def _url(folder: Place, base: Place) -> str:
     """Returns the URL of a folder from a page in another, with a slash at its end."""
+    if isinstance(folder, RemotePath) and isinstance(base, RemotePath) and folder.root == base.root:
+        folder, base = folder.key, base.key
+    elif isinstance(folder, RemotePath) or isinstance(base, RemotePath):
+        return (
+            f"{quote(folder.resolve().as_uri(), safe='/:')}/"
+            if isinstance(folder, RemotePath)
+            else (f"{folder.resolve().as_uri()}/")
+        )
     try:
         relative = os.path.relpath(folder, base).replace(os.sep, "/")
     except ValueError:  # on another drive of Windows
@@ -261,31 +273,31 @@ def _url(folder: Path, base: Path) -> str:
     return f"{quote(os.fsencode(relative))}/"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Place, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 
 
-def _delete_from(data: Path, count: int) -> None:
+def _delete_from(data: Place, count: int) -> None:
     """Deletes the chunks of an earlier report that this one has no longer."""
     while (path := data / f"rows-{count:04}.js").exists():
         path.unlink()
         count += 1
 
 
-def forget_evaluation(folder: Path) -> None:
+def forget_evaluation(folder: Place) -> None:
     """Deletes what an evaluation has left: it is of other labels than those that are there now."""
     for name in (EVALUATION, CONFUSION, *PICTURES):
         (folder / name).unlink(missing_ok=True)
 
 
-def read_facts(folder: Path) -> dict[str, str]:
+def read_facts(folder: Place) -> dict[str, str]:
     """Returns what the page said of the run that it was last built after; nothing where it was not built."""
     facts = _read_json(folder / _FACTS)
     return {str(name): str(value) for name, value in facts.items()} if isinstance(facts, dict) else {}
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Place) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # it is missing, or was cut off; then the page does without

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -23,6 +23,7 @@ class Signals:
         self.number = 0
         self._gently = False
         self._before: dict[int, Any] = {}
+        self._others: list[Callable[[], bool]] = []
 
     def __enter__(self) -> Signals:
         handled = [signal.SIGINT, signal.SIGTERM]
@@ -38,7 +39,11 @@ class Signals:
 
     def stopping(self) -> bool:
         """Whether the run is to end."""
-        return self.number > 0
+        return self.number > 0 or any(other() for other in self._others)
+
+    def stop_where(self, other: Callable[[], bool]) -> None:
+        """Lets something else end the run, too, once it is true."""
+        self._others.append(other)
 
     @contextlib.contextmanager
     def stop_gently(self) -> Iterator[None]:
@@ -50,7 +55,7 @@ class Signals:
             self._gently = False
 
     def _handle(self, number: int, _: object) -> None:
-        first = not self.stopping()
+        first = self.number == 0
         self.number = self.number or number
         if not (first and self._gently):
             raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from photo_utilities import MAX_PIXELS, read_photo
 from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import REVIEW, temporary_name
+from storage_utilities import Place, RemotePath
 
 SIDE = 256  # pixels, the longer one
 _FOLDER = "thumbnails"
@@ -41,7 +42,7 @@ def thumbnail_names(source: str) -> tuple[str, str]:
 
 
 def save_thumbnails(
-    folder: Path,
+    folder: Place,
     source: str,
     image: np.ndarray,
     *,
@@ -216,8 +217,11 @@ def _encode_webp(image: np.ndarray) -> bytes:
     return encoded.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Place, data: bytes) -> None:
     """Writes a file under a temporary name, then renames it."""
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     temporary = temporary_name(path)
     try:
         try:

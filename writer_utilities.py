@@ -10,22 +10,23 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from dataset_utilities import PhotoFile, copy_name
 from errors import OutputError, PhotoError
-from photo_utilities import open_regular
+from photo_utilities import read_file
 from pipeline_utilities import stage
 from png_utilities import encode_png
 from record_utilities import Places, Thresholds, count_pixels, review_flags, stopped, write_atomically
+from storage_utilities import Place
 
 _LOGGER = logging.getLogger("sam2vit")
 
-# What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`.
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`; ENOTCONN: an
+# object store does not answer.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN}
 
 
 class Ledger(Protocol):
@@ -156,13 +157,13 @@ class CutOutWriter:
             self._places.png(row).unlink(missing_ok=True)
 
 
-def _draw_and_write(path: Path, draw: Callable[[], np.ndarray], mask: np.ndarray | None) -> None:
+def _draw_and_write(path: Place, draw: Callable[[], np.ndarray], mask: np.ndarray | None) -> None:
     image = draw()
     with stage("PNG"):
         write_atomically(path, encode_png(image, mask))
 
 
-def copy_aside(photo: PhotoFile, folder: Path) -> None:
+def copy_aside(photo: PhotoFile, folder: Place) -> None:
     """Copies a photo to the folder of those without a subject.
 
     Raises:
@@ -170,8 +171,7 @@ def copy_aside(photo: PhotoFile, folder: Path) -> None:
     """
     path = folder / copy_name(photo)
     try:
-        with open_regular(photo.path) as file:
-            contents = file.read()
+        contents = read_file(photo.path)
     except OSError as error:
         _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, folder, error.strerror)
         return

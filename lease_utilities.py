@@ -1,0 +1,134 @@
+"""The lock of an output in an object store: an object that its run keeps changing, as long as it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from storage_utilities import RemotePath
+
+_LOGGER = logging.getLogger("sam2vit")
+
+RENEW, WATCH = 20.0, 60.0  # seconds
+
+
+@contextlib.contextmanager
+def hold_lease(
+    path: RemotePath, *, on_held: Callable[[str], None], renew: float = RENEW, watch: float = WATCH
+) -> Iterator[Callable[[], bool]]:
+    """Holds the lease of an object, which is made for it and deleted afterwards, as long as the block takes.
+
+    No clocks are compared: whoever finds the object watches whether it changes. A run that was killed changes nothing
+    any more; one of this machine is known to be gone at once.
+
+    Args:
+        path: Of the object.
+        on_held: Called with the holder where a living run has it; it raises.
+        renew: Seconds between two changes.
+        watch: Seconds without a change after which the holder counts as dead.
+
+    Yields:
+        Whether another run has taken it over, as one may where this process was stopped for so long.
+
+    Raises:
+        OSError: The store can't be written.
+    """
+    mine = {"token": uuid.uuid4().hex, "process": os.getpid(), "host": socket.gethostname(), "count": 0}
+    _take(path, mine, on_held, watch)
+    lost, ended = threading.Event(), threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(renew):
+            mine["count"] += 1
+            with contextlib.suppress(OSError):  # the run itself will notice that the store is gone
+                if _read(path).get("token") != mine["token"]:
+                    lost.set()
+                    return
+                path.write_bytes(_encode(mine))
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield lost.is_set
+    finally:
+        ended.set()
+        thread.join()
+        if not lost.is_set():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None], watch: float) -> None:
+    while True:
+        try:
+            path.create(_encode(mine))
+            return
+        except FileExistsError:
+            before = _read(path)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            _LOGGER.warning("%s: can't be locked in this store; let no other run write to it", path.parent)
+            return
+        if before.get("token") == mine["token"]:  # the store had it before it said so, and was asked again
+            return
+        if before and not _is_dead(before):
+            _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, _holder(before))
+            if _changes(path, before, watch):
+                if _read(path):
+                    on_held(_holder(before))
+                continue
+        path.write_bytes(_encode(mine))
+        if _read(path).get("token") == mine["token"]:  # or somebody else has taken it over at the same time
+            return
+
+
+def _changes(path: RemotePath, before: dict[str, Any], watch: float) -> bool:
+    """Whether a lease changes within so many seconds, or is given back."""
+    until = time.monotonic() + watch
+    while time.monotonic() < until:
+        time.sleep(watch / 20)
+        if _read(path) != before:
+            return True
+    return False
+
+
+def _is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    process = lease.get("process")
+    here = lease.get("host") == socket.gethostname() and isinstance(process, int) and process > 0
+    if not here or os.name == "nt":  # where signal 0 is Ctrl-C
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _holder(lease: dict[str, Any]) -> str:
+    return f"process {lease.get('process')} on {lease.get('host')}"
+
+
+def _read(path: RemotePath) -> dict[str, Any]:
+    """Returns a lease; nothing where there is none, or no lease of this program."""
+    try:
+        lease = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return lease if isinstance(lease, dict) else {}
+
+
+def _encode(lease: dict[str, Any]) -> bytes:
+    return json.dumps(lease).encode()

@@ -1,0 +1,116 @@
+"""Files that grow in an object store, which can't append: parts of them stand beside them until they are put together.
+
+The parts are objects `.records/<name>-<time>-<serial>` in the folder of the file. What the file holds is what is in it,
+and then what is in its parts; where a run was killed while it put them together, some of it stands there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+
+from storage_utilities import RemotePath
+
+_FOLDER = ".records"
+_SECONDS, _BYTES = 5.0, 1 << 20  # after which a part is written: what a kill can cost
+_IN_MEMORY = 8 << 20  # bytes, up to which one request is enough to put a file together
+
+
+class PartsFile:
+    """A file of an object store that pieces are appended to; `join` makes one object of it.
+
+    Args:
+        path: The file.
+        head: What it begins with, where it is new.
+
+    Raises:
+        OSError: The store can't be read or written.
+    """
+
+    def __init__(self, path: RemotePath, head: bytes = b"") -> None:
+        join(path)
+        self._path = path
+        self._begin = f"{path.name}-{time.time_ns():020}"
+        self._serial = itertools.count()
+        self._gathered = bytearray(b"" if not head or path.exists() else head)
+        self._last = time.monotonic()
+
+    def append(self, data: bytes) -> None:
+        """Appends a piece, which is in the store some seconds later.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        self._gathered += data
+        if len(self._gathered) >= _BYTES or time.monotonic() - self._last >= _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has been gathered.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        if self._gathered:
+            name = f"{self._begin}-{next(self._serial):08}"
+            (self._path.parent / _FOLDER / name).write_bytes(bytes(self._gathered))
+            self._gathered.clear()
+        self._last = time.monotonic()
+
+    def join(self) -> None:
+        """Makes one object of what the file was and all pieces.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        self.flush()
+        join(self._path)
+
+
+def parts_of(path: RemotePath) -> list[RemotePath]:
+    """Returns the parts of a file, the oldest first."""
+    return sorted(part for part in (path.parent / _FOLDER).walk() if part.name.startswith(f"{path.name}-"))
+
+
+def read_whole(path: RemotePath) -> bytes:
+    """Returns what a file and its parts hold.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    parts = parts_of(path)
+    with contextlib.suppress(FileNotFoundError) if parts else contextlib.nullcontext():
+        return b"".join([path.read_bytes(), *(part.read_bytes() for part in parts)])
+    return b"".join(part.read_bytes() for part in parts)
+
+
+def join(path: RemotePath) -> None:
+    """Puts a file and its parts together; without parts it stays as it is."""
+    parts = parts_of(path)
+    if not parts:
+        return
+    pieces = _pieces(path, parts)
+    first = bytearray()
+    for piece in pieces:
+        first += piece
+        if len(first) > _IN_MEMORY:
+            path.write_bytes(itertools.chain([bytes(first)], pieces))
+            break
+    else:
+        path.write_bytes(bytes(first))
+    drop_parts(parts)
+
+
+def drop_parts(parts: list[RemotePath]) -> None:
+    """Deletes parts that stand in their file."""
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
+def _pieces(path: RemotePath, parts: list[RemotePath]) -> Iterator[bytes]:
+    with contextlib.suppress(FileNotFoundError):
+        yield from path.chunks()
+    for part in parts:
+        yield part.read_bytes()

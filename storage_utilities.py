@@ -1,0 +1,330 @@
+"""Files in object stores, by the verbs of pathlib; and where photos and outputs lie that a user has named.
+
+An object store has neither folders nor renaming nor appending. It has better: an object appears whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from errors import ConfigError
+
+SCHEMES = ("s3", "gs", "az")
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_TIMEOUT = {"connect_timeout": "10s", "timeout": "2min"}
+_RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+_LISTED = 1000  # objects an answer, as the stores themselves give
+
+_UNREACHABLE = ("error sending request", "timed out", "timeout", "connect", "dns error", "http error")
+_NO_CREDENTIALS = ("credential", "/latest/api/token", "169.254.169.254", "metadata.google", "missing account")
+
+
+def is_url(text: str) -> bool:
+    """Whether a text names a place by a URL: a scheme of two letters or more, so that C:// is a drive."""
+    return _URL.match(text) is not None
+
+
+def to_place(text: str, *, flag: str) -> Path | RemotePath:
+    """Returns the place that a path or a URL names.
+
+    What follows the bucket is the key as it is: it is not percent-decoded.
+
+    Args:
+        text: Such as `photos` or `s3://bucket/photos`.
+        flag: That has named it, for the messages.
+
+    Raises:
+        ConfigError: The scheme is unknown, a bucket is missing, or obstore is not installed.
+    """
+    match = _URL.match(text)
+    if match is None:
+        return Path(text)
+    scheme = match[1].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{each}://" for each in ("file", *SCHEMES))
+        raise ConfigError(f"{flag} {text}: no place that is known; use a path, or one of {known}")
+    bucket, _, key = text[match.end() :].partition("/")
+    if not bucket:
+        raise ConfigError(f"{flag} {text}: names no bucket; write {scheme}://BUCKET/FOLDER")
+    if not key.strip("/"):
+        raise ConfigError(f"{flag} {text}: names a whole bucket; name a folder in it")
+    if any(part in ("..", ".") for part in key.split("/")):
+        raise ConfigError(f"{flag} {text}: holds a part that is only dots, which no object's name has; leave it out")
+    try:
+        import obstore  # noqa: F401 (to say early that it is missing)
+    except ImportError:
+        raise ConfigError(f"{flag} {text}: object stores need obstore; pip install -r requirements-urls.txt") from None
+    return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))
+
+
+class TooLongError(Exception):
+    """An object that is longer than it may be.
+
+    Args:
+        length: Its bytes.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"has {length:,} bytes")
+        self.length = length
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing has found.
+
+    Attributes:
+        name: In its folder.
+        is_folder: Whether there are objects below it.
+    """
+
+    name: str
+    is_folder: bool
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """An object, or a prefix of objects, as pathlib shows files and folders. It can be pickled.
+
+    Where something is wrong its methods raise OSError with an errno and a reason of a few words, as files do.
+
+    Attributes:
+        root: `scheme://bucket`.
+        key: What follows it.
+    """
+
+    root: str
+    key: PurePosixPath
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}"
+
+    def __truediv__(self, other: str | PurePosixPath) -> RemotePath:
+        return RemotePath(self.root, self.key / other)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.key.name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its ending."""
+        return self.key.stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the last part."""
+        return self.key.suffix
+
+    @property
+    def parent(self) -> RemotePath:
+        """What it lies in."""
+        return RemotePath(self.root, self.key.parent)
+
+    @property
+    def parents(self) -> list[RemotePath]:
+        """What it lies in, what that lies in, and so on."""
+        return [RemotePath(self.root, key) for key in self.key.parents]
+
+    def with_name(self, name: str) -> RemotePath:
+        """Returns the place beside it of that name."""
+        return RemotePath(self.root, self.key.with_name(name))
+
+    def with_suffix(self, suffix: str) -> RemotePath:
+        """Returns the place beside it with that ending."""
+        return RemotePath(self.root, self.key.with_suffix(suffix))
+
+    def relative_to(self, other: RemotePath) -> PurePosixPath:
+        """Returns the way from a folder to it.
+
+        Raises:
+            ValueError: It does not lie there.
+        """
+        if self.root != other.root:
+            raise ValueError(f"{self} is not in {other}")
+        return self.key.relative_to(other.key)
+
+    def is_relative_to(self, other: Path | RemotePath) -> bool:
+        """Whether it lies in a folder."""
+        return isinstance(other, RemotePath) and self.root == other.root and self.key.is_relative_to(other.key)
+
+    def resolve(self) -> RemotePath:
+        """Returns itself: there are no links."""
+        return self
+
+    def as_uri(self) -> str:
+        """Returns its URL."""
+        return str(self)
+
+    def read_bytes(self) -> bytes:
+        """Returns its contents."""
+        return self.read_limited(None)
+
+    def read_limited(self, most: float | None) -> bytes:
+        """Returns its contents by one request, whose body is not read where it is longer than `most` bytes.
+
+        Raises:
+            TooLongError: It is longer.
+            OSError: It can't be read.
+        """
+        with _errors(self):
+            answer = _store(self.root).get(str(self.key))
+            size = answer.meta["size"]
+            if most is not None and size > most:
+                raise TooLongError(size)
+            return bytes(answer.bytes())
+
+    def read_head(self, length: int) -> bytes:
+        """Returns its first bytes, at most so many."""
+        with _errors(self):
+            return bytes(_store(self.root).get_range(str(self.key), start=0, length=length))
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yields its contents, some megabytes at a time."""
+        with _errors(self):
+            for chunk in _store(self.root).get(str(self.key)).stream(min_chunk_size=8 << 20):
+                yield bytes(chunk)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Returns its contents as text."""
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "r", *, encoding: str | None = None) -> IO[Any]:
+        """Opens it for reading, with all of it in memory."""
+        if mode not in ("r", "rb"):
+            raise ValueError(f"mode {mode!r}: an object is written whole; see write_bytes")
+        contents = io.BytesIO(self.read_bytes())
+        return contents if mode == "rb" else io.TextIOWrapper(contents, encoding=encoding)
+
+    def write_bytes(self, data: bytes | Iterable[bytes]) -> None:
+        """Writes it: it appears whole, or not at all. Pieces of large contents may come one after the other."""
+        with _errors(self):
+            _store(self.root).put(str(self.key), data)
+
+    def create(self, data: bytes) -> None:
+        """Writes it where there is none.
+
+        Raises:
+            FileExistsError: There is one.
+        """
+        with _errors(self):
+            _store(self.root).put(str(self.key), data, mode="create")
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Deletes it; stores do not say whether it was there."""
+        with _errors(self), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
+            _store(self.root).delete(str(self.key))
+
+    def exists(self) -> bool:
+        """Whether there is an object of that name."""
+        with _errors(self), contextlib.suppress(FileNotFoundError):
+            _store(self.root).head(str(self.key))
+            return True
+        return False
+
+    is_file = exists
+
+    def is_dir(self) -> bool:
+        """Whether objects lie below it."""
+        with _errors(self):
+            return any(len(chunk) for chunk in _store(self.root).list(f"{self.key}/", chunk_size=1))
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Does nothing: folders are only in the names of objects."""
+
+    def scan(self) -> list[Entry]:
+        """Returns what lies directly below it, by names, in their order."""
+        with _errors(self):
+            found = _store(self.root).list_with_delimiter(f"{self.key}/")
+        folders = {PurePosixPath(prefix).name for prefix in found["common_prefixes"]}
+        # An object whose name ends in a slash is what other programs leave to show a folder; obstore drops the slash.
+        files = {PurePosixPath(each["path"]).name for each in found["objects"] if each["path"] != str(self.key)}
+        return sorted(
+            [*(Entry(name, is_folder=True) for name in folders), *(Entry(name, is_folder=False) for name in files)],
+            key=lambda entry: entry.name,
+        )
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Yields what lies directly below it.
+
+        Raises:
+            FileNotFoundError: Nothing does.
+        """
+        entries = self.scan()
+        if not entries:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return (self / entry.name for entry in entries)
+
+    def walk(self) -> Iterator[RemotePath]:
+        """Yields the objects below it, however deep, without holding them."""
+        with _errors(self):
+            for chunk in _store(self.root).list(f"{self.key}/", chunk_size=_LISTED):
+                for each in chunk:
+                    yield RemotePath(self.root, PurePosixPath(each["path"]))
+
+
+Place = Path | RemotePath
+
+
+@functools.cache
+def _store(root: str) -> Any:
+    """Returns the connection to a bucket, which all threads of this process share.
+
+    Who one is comes from the environment: AWS_..., GOOGLE_..., AZURE_..., or the machine's own role.
+    """
+    from obstore.store import from_url
+
+    endpoints = [value for name, value in os.environ.items() if "ENDPOINT" in name.upper()]
+    options = dict(_TIMEOUT)
+    if any(value.startswith("http://") for value in endpoints):
+        options["allow_http"] = True
+    return from_url(root, client_options=options, retry_config=_RETRY)
+
+
+@contextlib.contextmanager
+def _errors(path: RemotePath) -> Iterator[None]:
+    """Raises what obstore says in many lines as an OSError with an errno and a few words."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        reason = "no such bucket" if "NoSuchBucket" in str(error) else os.strerror(errno.ENOENT)
+        raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
+    except exceptions.AlreadyExistsError:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+        raise PermissionError(errno.EACCES, "access denied; are the credentials right?", str(path)) from None
+    except exceptions.NotSupportedError:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
+    except exceptions.BaseError as error:
+        raise _to_os_error(str(error), str(path)) from None
+
+
+def _to_os_error(text: str, path: str) -> OSError:
+    said = " ".join(text.partition("Debug source")[0].split())
+    if "NoSuchBucket" in said:
+        return FileNotFoundError(errno.ENOENT, "no such bucket", path)
+    if any(sign in said.lower() for sign in _NO_CREDENTIALS):
+        reason = "no credentials; set those of the store in the environment, such as AWS_ACCESS_KEY_ID"
+        return PermissionError(errno.EACCES, reason, path)
+    if any(sign in said.lower() for sign in _UNREACHABLE):
+        server = re.search(r"https?://[^/ ]+", said)
+        return ConnectionError(errno.ENOTCONN, f"{server[0] if server else 'the store'} does not answer", path)
+    return OSError(errno.EIO, _shorten(said), path)
+
+
+def _shorten(said: str) -> str:
+    return said if len(said) <= 160 else f"{said[:157]}..."
