@@ -41,7 +41,7 @@ $(VENV)/.run-ready: requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.test-ready: requirements-test.txt requirements-export.txt requirements-ray.txt $(VENV)/.run-ready
+$(VENV)/.test-ready: requirements-test.txt requirements-export.txt requirements-ray.txt requirements-urls.txt $(VENV)/.run-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from storage_utilities import RemotePath
 
 _FOLDER = ".records"
 _SECONDS, _BYTES = 5.0, 1 << 20  # after which a part is written: what a kill can cost
-_IN_MEMORY = 8 << 20  # bytes, up to which one request is enough to put a file together
+_IN_MEMORY = 8 << 20  # bytes, up to which a file is put together without a disk
 
 
 class PartsFile:
@@ -91,15 +92,12 @@ def join(path: RemotePath) -> None:
     parts = parts_of(path)
     if not parts:
         return
-    pieces = _pieces(path, parts)
-    first = bytearray()
-    for piece in pieces:
-        first += piece
-        if len(first) > _IN_MEMORY:
-            path.write_bytes(itertools.chain([bytes(first)], pieces))
-            break
-    else:
-        path.write_bytes(bytes(first))
+    # On disk where it is large: obstore can't be asked for pieces by a generator that asks obstore for them.
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as whole:
+        for piece in _pieces(path, parts):
+            whole.write(piece)
+        whole.seek(0)
+        path.write_file(whole)
     drop_parts(parts)
 
 

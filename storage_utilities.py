@@ -11,7 +11,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -208,8 +208,13 @@ class RemotePath:
         contents = io.BytesIO(self.read_bytes())
         return contents if mode == "rb" else io.TextIOWrapper(contents, encoding=encoding)
 
-    def write_bytes(self, data: bytes | Iterable[bytes]) -> None:
-        """Writes it: it appears whole, or not at all. Pieces of large contents may come one after the other."""
+    def write_file(self, file: IO[bytes]) -> None:
+        """Writes what a file holds from where it is read next, by several requests where it is large."""
+        with _errors(self):
+            _store(self.root).put(str(self.key), file)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Writes it: it appears whole, or not at all."""
         with _errors(self):
             _store(self.root).put(str(self.key), data)
 
