@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from config_utilities import Settings
@@ -36,6 +36,11 @@ class Folders:
     def own(self) -> list[Place]:
         """The folders that are no photos even where they lie inside the dataset."""
         return [self.output, self.debug, self.unknown, self.review, self.report, self.export]
+
+    def absolute(self) -> Folders:
+        """Returns the same folders, for processes that work elsewhere."""
+        places = (getattr(self, field.name) for field in fields(self))
+        return Folders(*(place if isinstance(place, RemotePath) else place.absolute() for place in places))
 
 
 def check_folders(settings: Settings) -> tuple[Folders, int]:

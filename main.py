@@ -26,7 +26,7 @@ from flag_utilities import parse_flags
 from pipeline_utilities import stage
 from prompt_utilities import get_prompts
 from signal_utilities import Signals
-from storage_utilities import to_place
+from storage_utilities import is_url, to_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,13 @@ class OnRay:
         import main as program  # by its name, under which workers find it
         from flow_utilities import take_photos
 
-        self._settings, self._cluster, self._program = settings, cluster, program
+        here = Path(settings.dataset_dir)  # workers have a working directory of their own
+        there = (
+            settings
+            if is_url(settings.dataset_dir)
+            else dataclasses.replace(settings, dataset_dir=str(here.absolute()))
+        )
+        self._settings, self._cluster, self._program = there, cluster, program
         self._take = functools.partial(take_photos, limit=settings.limit, max_pixels=settings.max_pixels)
         self._files = cluster.carry(find_files(settings))
         self.machine, self._weights, text_features = cluster.ask(
@@ -223,7 +229,7 @@ class OnRay:
 
     def load(self, folders: Folders) -> dict[str, Any]:
         """Says by what the models are known; the workers load them when they begin."""
-        self._folders = folders
+        self._folders = folders.absolute()
         return self._weights
 
     def do(
@@ -231,6 +237,7 @@ class OnRay:
     ) -> None:
         """Lets the workers do the photos that are still to be done."""
         from ray_utilities import Surroundings
+        from record_utilities import Places
 
         settings, machine = self._settings, self.machine
         unknown = self._folders.unknown if settings.keep_unknown else None
@@ -242,7 +249,11 @@ class OnRay:
                 self._program.start_work, settings, self._files, self._folders, machine, self._text_features
             ),
             surroundings=Surroundings(
-                output.places, settings.thresholds, unknown, machine.threads, machine.most_pixels
+                Places(self._folders.output, self._folders.review),
+                settings.thresholds,
+                unknown,
+                machine.threads,
+                machine.most_pixels,
             ),
             batch_size=machine.batch_size,
             stopping=stopping,

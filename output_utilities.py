@@ -24,6 +24,7 @@ from record_utilities import (
     FAILURES,
     METADATA,
     MOVED,
+    RECORD_TYPES,
     REVIEW,
     RUN,
     TEMPORARY,
@@ -31,6 +32,7 @@ from record_utilities import (
     Places,
     Thresholds,
     delete_file,
+    iterate_lines,
     open_to_append,
     read_lines,
     read_records,
@@ -171,7 +173,12 @@ class OutputFolder:
         """
         if self._orphans:
             self._clear_orphans(photo)
-        return tuple(item for item in self._items if f"{item}/{photo.name}" in self._taken) if self._taken else ()
+        if not self._recorded:
+            return ()
+        names = {item: f"{item}/{photo.name}" for item in self._items}
+        return tuple(
+            item for item, name in names.items() if any((folder, name) in self._recorded for folder in self.places)
+        )
 
     def record(self, row: Mapping[str, Any], features: np.ndarray | None) -> None:
         """Records a photo whose PNG is in place.
@@ -289,15 +296,35 @@ class OutputFolder:
         These, as (folder, path in it).
         """
         found = {(folder, file) for folder in self.places for file in _find_pngs(folder)}
-        records = self._read_records(found)
-        self._done = set(records)
-        self._taken = {row["file_name"] for row in records.values()}
-        for row in records.values():
-            self._count(row)
+        if not self._count_records(found):
+            for row in self._read_records(found).values():
+                self._note(row)
         failures, _ = read_lines(self.path / FAILURES, FAILURE_TYPES)
         self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
         self._write_failures()
-        return found - {(self.places.of(row), row["file_name"]) for row in records.values()}
+        return found - self._recorded
+
+    def _count_records(self, found: set[tuple[Place, str]]) -> bool:
+        """Notes the records of an output without holding them; returns whether they are as a run leaves them.
+
+        Else some want mending, and nothing is noted.
+        """
+        self._done, self._recorded = set(), set()
+        for folder in self.places:
+            for row in iterate_lines(folder / METADATA, {**RECORD_TYPES, "model_label": str, "flags": list}):
+                if row is None or row["source"] in self._done or self._settle(row, folder, found) is not row:
+                    self._done, self._recorded = set(), set()
+                    self.counts.clear()
+                    self.in_review.clear()
+                    self._probabilities.clear()
+                    return False
+                self._note(row)
+        return True
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        self._done.add(row["source"])
+        self._recorded.add((self.places.of(row), row["file_name"]))
+        self._count(row)
 
     def _read_records(self, found: set[tuple[Place, str]]) -> dict[str, dict[str, Any]]:
         """Returns the records whose PNG is there, by source, and lets the files hold just these."""

@@ -619,7 +619,8 @@ def join_cluster(address: str, *, device: str, actors: int | None) -> Iterator[C
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"--ray {address}: can't be joined: {reason}; is it running, of this version, and RAY_AUTH_MODE right?"
+                f"--ray {address}: can't be joined: {reason}; is it running, of this version, and does it want "
+                "RAY_AUTH_MODE=token?"
             ) from None
         stack.callback(ray.shutdown)
         context = ray.data.DataContext.get_current()
@@ -647,8 +648,6 @@ def _how_to_join(address: str, stack: contextlib.ExitStack) -> dict[str, Any]:
         paths = [str(PROGRAM_DIR), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
         return {**arguments, "address": LOCAL, "include_dashboard": False, "runtime_env": environment}
-    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "token"  # as `ray start` has it by itself, unlike `ray.init` with an address
     code = stack.enter_context(tempfile.TemporaryDirectory(prefix="sam2vit-"))
     for pattern in _CODE:
         for path in PROGRAM_DIR.glob(pattern):

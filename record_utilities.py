@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -329,21 +330,36 @@ def read_lines(path: Place, types: Mapping[str, Any]) -> tuple[list[dict[str, An
 
     A torn last line, the mark of a kill or a power cut, is left out.
     """
+    lines = list(iterate_lines(path, types))
+    rows = [row for row in lines if row is not None]
+    return rows, len(rows) == len(lines)
+
+
+def iterate_lines(path: Place, types: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Yields the rows of a JSONL file without holding them; None for each that is torn, or lacks a key or type.
+
+    And at the end where that lacks a newline or, in an object store, parts are yet to be put together. A file that is
+    missing has no rows.
+    """
     apart = isinstance(path, RemotePath) and bool(parts_of(path))
+    line = b"\n"
     try:
-        data = read_whole(path) if apart else path.read_bytes()
+        with io.BytesIO(read_whole(path)) if apart else path.open("rb") as file:
+            for line in file:
+                yield _parse(line, types)
     except FileNotFoundError:
-        return [], True
-    rows = []
-    lines = data.splitlines()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items()):
-            rows.append(row)
-    return rows, len(rows) == len(lines) and (data.endswith(b"\n") or not data) and not apart
+        return
+    if apart or not line.endswith(b"\n"):
+        yield None
+
+
+def _parse(line: bytes, types: Mapping[str, Any]) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    typed = isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in types.items())
+    return row if typed else None
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:

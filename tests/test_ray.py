@@ -16,6 +16,7 @@ from conftest import save_config, save_photos
 from object_store import free_port
 from program import contents, count_records, results, rows, start, wait_for_records
 
+WITHOUT_TOKEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -24,11 +25,15 @@ def cluster(tmp_path_factory):
     """The address of a Ray cluster of one node that knows nothing of this program."""
     folder, port = tmp_path_factory.mktemp("ray"), free_port()
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     options = [f"--num-cpus={os.cpu_count()}", "--include-dashboard=false", "--disable-usage-stats"]
     with (folder / "ray.log").open("w") as log:
         process = subprocess.Popen(
-            [*ray, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder, env=environment
+            [*ray, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**WITHOUT_TOKEN, "PYTHONPATH": ""},
         )
     until = time.monotonic() + 60
     while not (address := re.search(r"--address='(\S+)'", (folder / "ray.log").read_text())):
@@ -38,6 +43,18 @@ def cluster(tmp_path_factory):
     yield address[1]
     process.terminate()
     process.wait(timeout=60)
+
+
+@pytest.fixture
+def run(photos, models, tmp_path):
+    """Runs the program in a process of its own: what Ray reads of its environment, it reads once."""
+
+    def call(*flags, output=tmp_path / "out"):
+        process = start(*models, "-i", photos, "-o", output, *flags, env=WITHOUT_TOKEN)
+        out, err = process.communicate(timeout=200)
+        return process.returncode, out, err
+
+    return call
 
 
 @pytest.fixture
