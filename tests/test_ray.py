@@ -153,6 +153,10 @@ def test_a_worker_that_is_killed_costs_nothing(plain, tmp_path):
     assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 200
 
 
+def in_order(tree):
+    return {**tree, "metadata.jsonl": sorted(tree["metadata.jsonl"], key=lambda row: row["source"])}
+
+
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(plain, tmp_path):
     flags, undisturbed = plain
     process, mark = start_marked(*flags, "-o", tmp_path / "out")
@@ -169,4 +173,5 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(plain, tmp_path):
     assert not find_workers(mark)
     out, err = start(*flags, "-o", tmp_path / "out", env=ONE_THREAD).communicate(timeout=200)
     assert f"{200 - done} photos written" in out, err
-    assert results(tmp_path / "out") == undisturbed
+    # Blocks that were in hand at the same time ended early, each: what follows them in the records differs, no more.
+    assert in_order(results(tmp_path / "out")) == in_order(undisturbed)
