@@ -30,9 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     default = Settings
 
     flag = parser.add_argument_group("photos in, cut-outs out").add_argument
-    what = "folder of photos, read with its subfolders: JPEG, PNG, WebP, TIFF, AVIF, HEIC and others"
+    what = (
+        "folder of photos, or a URL such as s3://bucket/photos, read with its subfolders: JPEG, PNG, WebP, TIFF, AVIF, "
+    )
+    what += "HEIC and others"
     flag("--dataset-dir", "-i", metavar="DIR", help=f"{what} (default: {default.dataset_dir})")
-    what = "where the <item>/ folders go"
+    what = "where the <item>/ folders go, a folder or a URL"
     flag("--output", "--output-dir", "-o", metavar="DIR", help=f"{what} (default: {default.output})")
     what = "prefixes, items and postfixes of the prompts, and any flag's value under its long name with underscores"
     where = f"./{default.config}, else the one that comes with the program"
