@@ -161,9 +161,9 @@ class RunProgress:
         self._done_before += 1
         self._show()
 
-    def advance(self) -> None:
-        """Counts a file as dealt with, whether written, failed or skipped."""
-        self._completed += 1
+    def advance(self, files: int = 1) -> None:
+        """Counts files as dealt with, whether written, failed or skipped."""
+        self._completed += files
         self._show()
 
     def actor(self, number: int, photos: int, seconds: float) -> None:
@@ -175,7 +175,7 @@ class RunProgress:
 
     @property
     def actors(self) -> str:
-        """What each actor does in a second, where there are any."""
+        """How many photos each actor does in a second, where there are any."""
         speeds = [photos / seconds for photos, seconds in self._actors.values() if photos]
         if len(speeds) > _ACTORS_SHOWN:
             return f"{len(speeds)} actors, {min(speeds):.2f} to {max(speeds):.2f} each"

@@ -116,7 +116,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         signals: Which may end it early.
     """
     from afterwards_utilities import write_side_products
-    from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_summary
+    from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_line, print_summary
     from dataset_utilities import find_photos, watch_dataset
     from output_utilities import OutputFolder
 
@@ -142,14 +142,10 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         if output.done:
             _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))
         done_before, stopped = output.done, None
+        progress = RunProgress(console, total=min(files, settings.limit or files))
         began = time.monotonic()
         try:
-            with (
-                stage("all photos"),
-                signals.stop_gently(),
-                output,
-                RunProgress(console, total=min(files, settings.limit or files)) as progress,
-            ):
+            with stage("all photos"), signals.stop_gently(), output, progress:
                 fail_folder = functools.partial(_fail_folder, output, check_dataset)
                 files_found = find_photos(folders.dataset, exclude=folders.own, on_unreadable=fail_folder)
                 engine.do(files_found, output, progress, signals.stopping)
@@ -171,6 +167,8 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         skipped=output.skipped,
         seconds=seconds,
     )
+    if progress.actors:
+        print_line(console, f"Ray: {progress.actors}")
     if isinstance(stopped, UserError):
         raise stopped
     if stopped is not None or signals.stopping():

@@ -506,7 +506,8 @@ class Cluster:
             for reply in table["news"].to_pylist():
                 news, told = pickle.loads(reply)  # noqa: S301 (of our own workers)
                 progress.actor(told["actor"], told["photos"], told["seconds"])
-                _replay(news, output, progress)
+                _replay(news, output)
+                progress.advance(told["photos"])
                 if told["stopped"]:
                     stopped.add(told["actor"])
             # Replies come in the order of the photos: once each actor has given one, no photo is in hand.
@@ -562,7 +563,7 @@ def block_size(photos: int, *, actors: int, batch_size: int) -> int:
     return batch_size * min(_BATCHES_A_BLOCK, max(1, batches))
 
 
-def _replay(news: Sequence[tuple[str, tuple[Any, ...]]], output: OutputFolder, progress: RunProgress) -> None:
+def _replay(news: Sequence[tuple[str, tuple[Any, ...]]], output: OutputFolder) -> None:
     """Tells the output what a worker has found.
 
     Raises:
@@ -581,7 +582,6 @@ def _replay(news: Sequence[tuple[str, tuple[Any, ...]]], output: OutputFolder, p
             output.fail(source, reason, stage=stage)
         else:
             output.skip()
-        progress.advance()
 
 
 @contextlib.contextmanager

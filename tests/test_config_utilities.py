@@ -196,3 +196,24 @@ def test_the_demonstration_reads_the_sample_photos_from_anywhere(tmp_path, monke
 def test_colours_go_by_the_items_as_they_are_written_everywhere(tmp_path):
     colours = read_config(write(tmp_path / "c.json", {**LISTS, "colours": {" dark  red ": "#5c1420"}}))["colours"]
     assert colours == {"dark red": "#5c1420"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"ray_actors": 2}, "--ray-actors 2: without Ray there are none; add --ray"),
+        ({"ray": "local", "ray_actors": 0}, "--ray-actors 0: must be at least 1"),
+        ({"ray": "local", "device": "cuda:1"}, "--device cuda:1: with --ray it is Ray that hands out the GPUs"),
+        ({"ray": "local", "clip_device": "mps"}, "--clip-device mps: with --ray it is Ray that hands out the GPUs"),
+        ({"output": "s3://bucket/out", "undo": True}, "--output s3://bucket/out: exports, and what is done with"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_flags_of_clusters_and_stores_that_do_not_fit_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        read_settings(flags)
+
+
+def test_a_file_url_is_read_as_its_path():
+    settings = read_settings({"dataset_dir": "file:///data/my%20photos", "output": "FILE:///out"})
+    assert (settings.dataset_dir, settings.output) == ("/data/my photos", "/out")

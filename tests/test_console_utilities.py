@@ -104,6 +104,26 @@ def test_progress_is_plain_lines_where_the_output_is_no_terminal(monkeypatch):
     ]
 
 
+def test_progress_of_several_actors_says_what_each_does_and_leaves_out_their_start(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console_utilities.time, "monotonic", lambda: now[0])
+    console = make_console()
+    with RunProgress(console, total=20) as progress:
+        assert progress.actors == ""
+        now[0] += 50  # models are loaded
+        for actor, seconds in [(1, 4.0), (2, 5.0), (1, 4.0)]:
+            now[0] += 5
+            progress.actor(actor, 4, seconds)
+            progress.advance(4)
+    assert text(console).splitlines() == [
+        "4/20 photos, 1.00 photos/s, 16.0 s left; by actor: 1.00",
+        "12/20 photos, 0.86 photos/s, 9.3 s left; by actor: 1.00, 0.80",
+    ]
+    for actor in range(3, 20):
+        progress.actor(actor, 3, 1.0)
+    assert progress.actors == "19 actors, 0.80 to 3.00 each"
+
+
 def test_progress_is_a_bar_on_a_terminal():
     console = make_console(force_terminal=True)
     with RunProgress(console, total=2) as progress:

@@ -94,6 +94,11 @@ def test_the_batch_follows_the_memory_of_the_gpu(machine, gibibytes, size):
     assert auto_batch_size("cuda:0", 1024) == size
 
 
+def test_who_has_half_a_gpu_has_half_its_memory(machine):
+    machine(cuda=1, gibibytes=80)
+    assert auto_batch_size("cuda:0", 1024, share=0.5) == 16
+
+
 @pytest.mark.parametrize(("image_size", "size"), [(1024, 1), (512, 2), (256, 8), (4096, 1)])
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_elsewhere_photos_go_one_by_one_unless_they_are_small(device, image_size, size):

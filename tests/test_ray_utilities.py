@@ -122,8 +122,8 @@ class Told:
     def clear_after_deaths(self):
         self.cleared += 1
 
-    def advance(self):
-        self.photos += 1
+    def advance(self, files):
+        self.photos += files
 
     def actor(self, number, photos, seconds):
         assert photos >= 0 < seconds
