@@ -142,29 +142,20 @@ class OutputFolder:
         """Whether the photo's cut-out and record are in place."""
         return photo.source in self._done
 
-    def write(
-        self,
-        photo: PhotoFile,
-        draw: Callable[[], np.ndarray],
-        record: Mapping[str, Any],
-        *,
-        mask: np.ndarray | None = None,
-        features: np.ndarray | None = None,
-    ) -> None:
+    def write(self, photo: PhotoFile, draw: Callable[[], np.ndarray], record: Mapping[str, Any], **kept: Any) -> None:
         """Begins to write a cut-out to `<item>/<name>.png`; waits where the writers are far behind.
 
         Args:
             photo: The photo.
-            draw: Makes the cut-out, (H, W, 4) uint8 RGBA, in a writer's thread.
+            draw: Makes the cut-out; see `CutOutWriter.write`.
             record: What metadata.jsonl will say, but for file_name and source; `label` is the item.
-            mask: (H, W) bool, the photo's mask, which the PNG keeps; see `png_utilities`.
-            features: (D,) the image features, which the output keeps; see `feature_utilities`.
+            **kept: `mask` and `features`; see there.
 
         Raises:
             OutputError: An earlier PNG or record could not be written, for a reason that all share.
         """
         file_name = name_cut_out(photo, record["label"], taken=self.prepare(photo))
-        self._writer.write(photo, file_name, draw, record, mask=mask, features=features)
+        self._writer.write(photo, file_name, draw, record, **kept)
 
     def prepare(self, photo: PhotoFile) -> tuple[str, ...]:
         """Clears away what an interrupted run left of a photo, and returns the items under which its name is taken.

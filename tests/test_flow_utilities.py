@@ -7,9 +7,10 @@ import pytest
 
 from clip_utilities import ClipModel
 from config_utilities import Settings
-from conftest import make_image
+from conftest import make_image, save_photo
+from dataset_utilities import find_photos
 from errors import NoSubjectError, PhotoError
-from flow_utilities import Flow, Photo, cut_photo, find_subjects, verify_subjects
+from flow_utilities import Flow, Photo, cut_photo, find_subjects, take_photos, verify_subjects
 from focus_utilities import Detection, Focus
 from sam_utilities import Segmentation
 
@@ -260,3 +261,14 @@ def test_a_cut_out_must_show_the_subject_where_that_is_verified(clip_model):
     assert isinstance(lost, NoSubjectError)
     assert str(lost) == "no subject: the detector finds nothing in the cut-out from a confidence of 0.4 on"
     assert (detector.seen[0][:10] == 255).all()  # it saw the cut-out, not the photo
+
+
+@pytest.mark.parametrize(("limit", "taken"), [(1, 1), (2, 3), (3, 4), (9, 5)])
+def test_a_limit_takes_the_files_that_hold_no_image_with_it_and_does_not_count_them(tmp_path, limit, taken):
+    for name in ("a.png", "c.png", "d.png"):
+        save_photo(tmp_path / name)
+    (tmp_path / "b.txt").write_text("no photo")
+    (tmp_path / "e.png").write_bytes(b"torn")
+    files = list(find_photos(tmp_path))
+    some = take_photos(files, limit=limit, max_pixels=10**6, is_done=lambda file: file.source == "c.png")
+    assert list(some) == files[:taken]

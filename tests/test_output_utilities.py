@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -469,3 +470,42 @@ def test_features_and_mask_stand_beside_the_pixels(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "out/red/a.png"), mask)
     stored, [index] = read_features(tmp_path / "out", ["a.jpg"], 2)
     np.testing.assert_array_equal(stored[index], features.astype(np.float16))
+
+
+def test_what_dead_processes_have_left_of_this_run_is_deleted_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    fill(out, photo("a.jpg"))
+    (out / "red" / "mine.png").write_bytes(b"was there before")
+    with open_folder(out) as output:
+        (out / "red" / ".tmp-123-4").write_bytes(b"half a PNG")
+        (out / "blue").mkdir()
+        (out / "blue" / "b.png").write_bytes(b"a PNG that nobody was told of")
+        output.record({**rows(out / "metadata.jsonl")[0], "source": "c.jpg", "file_name": "red/c.png"}, None)
+        (out / "red" / "c.png").write_bytes(b"recorded")
+        output.clear_after_deaths()
+    assert {name for name in tree(out) if "/" in name} == {"red/a.png", "red/c.png", "red/mine.png"}
+
+
+def test_going_on_holds_no_records(tmp_path):
+    out = tmp_path / "out"
+    fill(out, *(photo(f"{index:04}.jpg") for index in range(8)))
+    many = [{**row, "prompt": "x" * 10_000} for row in rows(out / "metadata.jsonl")]
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    tracemalloc.start()
+    with open_folder(out) as output:
+        held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert output.done == 8
+    assert held < 8 * 10_000
+
+
+@pytest.mark.parametrize("ending", ["", "\n"], ids=["cut off after a row", "whole"])
+def test_a_last_line_without_its_newline_still_counts(tmp_path, ending):
+    out = tmp_path / "out"
+    fill(out, photo("a.jpg"), photo("b.jpg"))
+    lines = (out / "metadata.jsonl").read_text().rstrip()
+    (out / "metadata.jsonl").write_text(lines + ending)
+    with open_folder(out) as output:
+        assert output.done == 2
+        output.write(photo("c.jpg"), lambda: cut_out(make_image(), None), record())
+    assert [row["source"] for row in rows(out / "metadata.jsonl")] == ["a.jpg", "b.jpg", "c.jpg"]

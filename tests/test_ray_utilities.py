@@ -7,12 +7,17 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import ConfigError, DeviceError, OutputError
+from mask_utilities import cut_out
+from prompt_utilities import Label
 from ray_utilities import (
     CarriedFiles,
+    Courier,
     Plan,
     Surroundings,
     _find_or_fetch,
@@ -20,7 +25,7 @@ from ray_utilities import (
     join_cluster,
     plan_actors,
 )
-from record_utilities import Places, Thresholds
+from record_utilities import Places, Thresholds, photo_record
 
 GPU_BOX = {"CPU": 64.0, "GPU": 8.0, "memory": 1e12}
 SMALL_GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
@@ -96,6 +101,33 @@ def test_without_ray_a_run_says_what_to_install(monkeypatch):
         join_cluster("local", device="auto", actors=None),
     ):
         pass
+
+
+def test_a_courier_writes_cut_outs_and_takes_news_in_the_order_of_the_photos(tmp_path):
+    label = Label("red", "a red car", 0.25, 0.75, "blue", 0.5, (("red", 0.75), ("blue", 0.25)))
+    record = photo_record(label, None, None, (64, 96, 3), seconds=0.5)
+    image = cut_out(make_image(), None)
+
+    def fails():
+        raise ValueError("out of paint")
+
+    photos = [PhotoFile(tmp_path / name, name, name.replace(".jpg", ".png")) for name in ("a.jpg", "b.jpg", "c.jpg")]
+    around = Surroundings(Places(tmp_path / "out", tmp_path / "review"), Thresholds(margin=0.6), None, 2, 1e9)
+    with Courier(around, {"c.jpg": ("red",)}) as courier:
+        courier.write(photos[0], lambda: image, record)
+        courier.write(photos[1], fails, record)
+        courier.write(photos[2], lambda: image, record, features=np.ones(4, np.float16))
+        courier.skip()
+    verbs = [verb for verb, _ in courier.news]
+    assert [verb for verb in verbs if verb != "skip"] == ["record", "fail", "record"]
+    rows = {arguments[0]["source"]: arguments for verb, arguments in courier.news if verb == "record"}
+    assert rows["a.jpg"][0]["file_name"] == "red/a.png"
+    assert rows["a.jpg"][0]["flags"] == ["low margin", "review"]
+    assert rows["c.jpg"][0]["file_name"] != "red/c.png"  # which another photo has
+    assert rows["c.jpg"][1].tolist() == [1, 1, 1, 1]
+    assert ("fail", ("b.jpg", "ValueError: out of paint", "write")) in courier.news
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert written == {f"review/{row['file_name']}" for row, _ in rows.values()}
 
 
 class Told:
