@@ -397,7 +397,6 @@ class Cluster:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        # Any number of workers may ask at a time.
         self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -409,7 +408,8 @@ class Cluster:
         import ray
 
         answer = ray.remote(num_cpus=self.plan.num_cpus, num_gpus=self.plan.num_gpus, max_calls=1)(_answer)
-        value, error = ray.get(answer.remote(function, arguments))
+        with _explained():
+            value, error = ray.get(answer.remote(function, arguments))
         if error is not None:
             raise error
         return value
@@ -462,12 +462,13 @@ class Cluster:
             "level": _LOGGER.getEffectiveLevel(),
         }
         try:
-            for window in _windows(_still_to_do(files, output, progress, stopping), WINDOW):
-                self._do_window(window, output, progress, constructor=constructor, batch_size=batch_size)
-                if stopping():
-                    return
-            if ray.get(self._desk.arrivals.remote()) > self.plan.actors:
-                output.clear_after_deaths()
+            with _explained():
+                for window in _windows(_still_to_do(files, output, progress, stopping), WINDOW):
+                    self._do_window(window, output, progress, constructor=constructor, batch_size=batch_size)
+                    if stopping():
+                        return
+                if ray.get(self._desk.arrivals.remote()) > self.plan.actors:
+                    output.clear_after_deaths()
         finally:
             ended.set()
 
@@ -520,6 +521,19 @@ class Cluster:
             if stopping():
                 self._desk.stop.remote()
                 return
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raises what Ray itself fails of as an error of the cluster; what workers raise, they tell as news."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        _LOGGER.debug("--ray", exc_info=error)
+        reason = " ".join(str(error).split())[:300]
+        raise DeviceError(f"--ray: the cluster can't go on: {reason}; the same command goes on from there") from None
 
 
 @dataclass(frozen=True)
@@ -589,7 +603,7 @@ def join_cluster(address: str, *, device: str, actors: int | None) -> Iterator[C
     """Starts a Ray of this machine alone, or joins a cluster, as long as the block takes.
 
     Args:
-        address: `local`, or what `ray.init` takes: auto, host:6379, ray://host:10001.
+        address: `local`, or what `ray.init` takes: auto on a node of the cluster, host:6379.
         device: See `plan_actors`.
         actors: See `plan_actors`.
 
