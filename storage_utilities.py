@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import io
+import mimetypes
 import os
 import re
 from collections.abc import Iterator
@@ -211,12 +212,12 @@ class RemotePath:
     def write_file(self, file: IO[bytes]) -> None:
         """Writes what a file holds from where it is read next, by several requests where it is large."""
         with _errors(self):
-            _store(self.root).put(str(self.key), file)
+            _store(self.root).put(str(self.key), file, attributes=_content_type(self.name))
 
     def write_bytes(self, data: bytes) -> None:
         """Writes it: it appears whole, or not at all."""
         with _errors(self):
-            _store(self.root).put(str(self.key), data)
+            _store(self.root).put(str(self.key), data, attributes=_content_type(self.name))
 
     def create(self, data: bytes) -> None:
         """Writes it where there is none.
@@ -296,6 +297,14 @@ def _store(root: str) -> Any:
     if any(value.startswith("http://") for value in endpoints):
         options["allow_http"] = True
     return from_url(root, client_options=options, retry_config=_RETRY)
+
+
+def _content_type(name: str) -> dict[str, str]:
+    """Returns by what a browser shows an object instead of saving it."""
+    kind, _ = mimetypes.guess_type(name)
+    if kind is None:
+        return {}
+    return {"Content-Type": f"{kind}; charset=utf-8" if kind.startswith("text/") else kind}
 
 
 @contextlib.contextmanager

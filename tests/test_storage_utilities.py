@@ -111,6 +111,15 @@ def test_a_large_file_is_one_object(folder):
     assert (folder / "large").read_head(10) == b"\1" * 10
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("index.html", "text/html; charset=utf-8"), ("a.png", "image/png"), (".image_features", None)]
+)
+def test_a_browser_is_told_what_an_object_is(folder, name, kind):
+    (folder / name).write_bytes(b"x")
+    attributes = storage_utilities._store(folder.root).get(str((folder / name).key)).attributes
+    assert attributes.get("Content-Type") in (kind, "binary/octet-stream" if kind is None else kind)
+
+
 def test_an_object_is_created_once(folder):
     (folder / "lock").create(b"mine")
     with pytest.raises(FileExistsError) as caught:
