@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from storage_utilities import RemotePath, to_place
+
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
@@ -43,3 +45,26 @@ def serve_s3(log: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+def place(url: str) -> RemotePath:
+    found = to_place(url, flag="test")
+    assert isinstance(found, RemotePath)
+    return found
+
+
+def upload(folder: Path, url: str) -> str:
+    """Copies a folder into the store and returns where to."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (place(url) / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+    return url
+
+
+def download(url: str, folder: Path) -> Path:
+    """Copies a folder from the store and returns where to."""
+    for path in place(url).walk():
+        copy = folder / path.relative_to(place(url))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    return folder

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import storage_utilities
 from conftest import save_config, save_photos
-from object_store import free_port
+from object_store import ENVIRONMENT, download, free_port, place, serve_s3, upload
 from program import contents, count_records, results, rows, start, wait_for_records
 
 WITHOUT_TOKEN = {**os.environ, "RAY_AUTH_MODE": "disabled"}
@@ -91,6 +92,24 @@ def test_a_limit_counts_photos_alike(run, cluster, damaged, tmp_path):
     run("--ray", cluster, "--limit", "4", output=tmp_path / "ray")
     assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
     assert len(rows(tmp_path / "ray" / "metadata.jsonl")) == 4
+
+
+def test_workers_read_from_a_store_and_write_into_it(photos, models, tmp_path, monkeypatch):
+    with serve_s3(tmp_path / "log") as address:
+        for name, value in {**WITHOUT_TOKEN, **ENVIRONMENT, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        storage_utilities._store.cache_clear()
+        upload(photos, "s3://bucket/photos")
+        outs = []
+        for name, flags in (("plain", []), ("ray", ["--ray"])):
+            url = f"s3://bucket/{name}"
+            process = start(*models, "-i", "s3://bucket/photos", "-o", url, *flags)
+            out, err = process.communicate(timeout=200)
+            assert process.returncode == 0, (out, err)
+            outs.append(contents(download(url, tmp_path / name)))
+            assert sum(path.suffix == ".webp" for path in place(f"{url}-report").walk()) == 6
+    storage_utilities._store.cache_clear()
+    assert outs[0] == outs[1]
 
 
 def test_other_settings_are_refused_with_ray_too(run, cluster):

@@ -12,9 +12,8 @@ import lease_utilities
 import main
 import storage_utilities
 from conftest import save_photo, save_photos
-from object_store import ENVIRONMENT, free_port, serve_s3
+from object_store import ENVIRONMENT, download, free_port, place, serve_s3, upload
 from program import results, rows, start
-from storage_utilities import to_place
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +34,6 @@ def url(requests, request):
     return f"s3://bucket/{request.node.name}"
 
 
-def place(url):
-    return to_place(url, flag="test")
-
-
-def upload(folder, url):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (place(url) / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
-    return url
-
-
-def download(url, folder):
-    for path in place(url).walk():
-        copy = folder / path.relative_to(place(url))
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
-    return results(folder)
-
-
 @pytest.fixture
 def damaged(photos):
     (photos / "berlin" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
@@ -67,7 +47,7 @@ def test_photos_and_output_may_be_urls(run, damaged, tmp_path, url):
     assert err == ""
     assert "6 photos written, 1 failed, 1 other file skipped" in out
     assert f"{url}/out-report/index.html" in out
-    assert download(f"{url}/out", tmp_path / "copy") == results(tmp_path / "out")
+    assert results(download(f"{url}/out", tmp_path / "copy")) == results(tmp_path / "out")
     report = {path.name for path in place(f"{url}/out-report").walk()}
     assert {"index.html", "report.js", "index.js", "rows-0000.js"} <= report
     assert sum(name.endswith(".webp") for name in report) == 6
@@ -80,7 +60,7 @@ def test_a_run_into_a_store_goes_on_and_tries_failures_again(run, damaged, tmp_p
     code, out, _ = run(output=url)
     assert code == 1
     assert "going on after 3 photos done earlier" in out
-    assert download(url, tmp_path / "copy") == results(tmp_path / "out")
+    assert results(download(url, tmp_path / "copy")) == results(tmp_path / "out")
 
 
 def test_overwriting_deletes_what_was_there_and_other_settings_are_refused(run, photos, tmp_path, url):
@@ -91,13 +71,13 @@ def test_overwriting_deletes_what_was_there_and_other_settings_are_refused(run, 
     (photos / "a.png").unlink()
     assert run("--overwrite", output=url)[0] == 0
     run()
-    assert download(url, tmp_path / "copy") == results(tmp_path / "out")
+    assert results(download(url, tmp_path / "copy")) == results(tmp_path / "out")
 
 
 def test_what_is_doubtful_goes_to_a_review_folder_beside_it(run, tmp_path, url):
     run("--min-margin", "1")
     assert run("--min-margin", "1", output=url)[0] == 0
-    assert download(f"{url}-review", tmp_path / "copy") == results(tmp_path / "out-review")
+    assert results(download(f"{url}-review", tmp_path / "copy")) == results(tmp_path / "out-review")
     assert not [path for path in place(url).walk() if path.suffix == ".png"]
 
 
@@ -205,6 +185,6 @@ def test_a_killed_run_loses_nothing(requests, models, tmp_path, url):
     process.communicate()
     out, err = start(*flags, "-o", url).communicate(timeout=100)
     assert "0 failed" in out, err
-    assert download(url, tmp_path / "copy") == results(tmp_path / "undisturbed")
+    assert results(download(url, tmp_path / "copy")) == results(tmp_path / "undisturbed")
     assert len(rows(tmp_path / "copy" / "metadata.jsonl")) == 60
     assert not list((place(url) / ".records").walk())
