@@ -52,7 +52,7 @@ _BLOCKS_AN_ACTOR = 4  # at least, where there are so many photos: so that none i
 _MOST_CPUS = 16  # an actor's threads; see `device_utilities.count_threads`
 _DEATHS = 2  # of the process that was doing a photo, alone, until that photo is a failure
 
-_POLL, _PATIENCE = 0.2, 10.0  # seconds
+_POLL, _PATIENCE = 1.0, 10.0  # seconds
 
 # What a node needs of the program, where it has no copy of its own.
 _CODE = ("*.py", "*.json", "presets", "sam2", "report_page")
