@@ -158,8 +158,9 @@ class RemotePath:
         return self.key.relative_to(other.key)
 
     def is_relative_to(self, other: Path | RemotePath) -> bool:
-        """Whether it lies in a folder."""
-        return isinstance(other, RemotePath) and self.root == other.root and self.key.is_relative_to(other.key)
+        """Whether it lies in a folder; no key with dots for a part does, which no object has."""
+        inside = isinstance(other, RemotePath) and self.root == other.root and self.key.is_relative_to(other.key)
+        return inside and ".." not in self.key.parts
 
     def resolve(self) -> RemotePath:
         """Returns itself: there are no links."""
@@ -312,6 +313,8 @@ def _errors(path: RemotePath) -> Iterator[None]:
     """Raises what obstore says in many lines as an OSError with an errno and a few words."""
     from obstore import exceptions
 
+    if ".." in path.key.parts:
+        raise OSError(errno.EINVAL, "is no name of an object", str(path))
     try:
         yield
     except FileNotFoundError as error:
@@ -325,6 +328,8 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
     except exceptions.BaseError as error:
         raise _to_os_error(str(error), str(path)) from None
+    except ValueError as error:  # of a name that no object can have
+        raise OSError(errno.EINVAL, _shorten(" ".join(str(error).split())), str(path)) from None
 
 
 def _to_os_error(text: str, path: str) -> OSError:

@@ -128,6 +128,14 @@ def test_an_object_is_created_once(folder):
     assert caught.value.strerror == "File exists"
 
 
+@pytest.mark.parametrize("name", ["../outside.png", "a/../../outside.png"])
+def test_a_name_that_leads_out_of_a_folder_is_not_in_it_and_no_object_s(folder, name):
+    assert not (folder / name).resolve().is_relative_to(folder)
+    for use in ((folder / name).read_bytes, (folder / name).unlink, lambda: (folder / name).write_bytes(b"")):
+        with pytest.raises(OSError, match="is no name of an object"):
+            use()
+
+
 def test_what_is_deleted_is_gone(folder):
     (folder / "a").write_bytes(b"")
     (folder / "a").unlink()
