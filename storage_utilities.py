@@ -27,7 +27,7 @@ _TIMEOUT = {"connect_timeout": "10s", "timeout": "2min"}
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _LISTED = 1000  # objects an answer, as the stores themselves give
 
-_UNREACHABLE = ("error sending request", "timed out", "timeout", "connect", "dns error", "http error")
+_UNREACHABLE = ("error sending request", "timed out", "dns error", "http error")
 _NO_CREDENTIALS = ("credential", "/latest/api/token", "169.254.169.254", "metadata.google", "missing account")
 
 
@@ -336,6 +336,8 @@ def _to_os_error(text: str, path: str) -> OSError:
     said = " ".join(text.partition("Debug source")[0].split())
     if "NoSuchBucket" in said:
         return FileNotFoundError(errno.ENOENT, "no such bucket", path)
+    if "AccessDenied" in said or "403 Forbidden" in said:  # of listings, which obstore does not tell apart
+        return PermissionError(errno.EACCES, "access denied; are the credentials right?", path)
     if any(sign in said.lower() for sign in _NO_CREDENTIALS):
         reason = "no credentials; set those of the store in the environment, such as AWS_ACCESS_KEY_ID"
         return PermissionError(errno.EACCES, reason, path)

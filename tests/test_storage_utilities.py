@@ -287,3 +287,10 @@ def test_who_has_lost_its_lease_learns_of_it_and_leaves_the_other_s_alone(folder
             time.sleep(0.02)
         assert lost()
     assert (folder / "lock").read_bytes() == b'{"token": "another"}'
+
+
+def test_a_listing_that_is_denied_says_so():
+    said = "Generic S3 error: Error performing list request: Server returned non-2xx status code: 403 Forbidden: <Code>"
+    error = storage_utilities._to_os_error(said, "s3://bucket/connect")
+    assert isinstance(error, PermissionError)
+    assert error.strerror == "access denied; are the credentials right?"
