@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from isal import isal_zlib
@@ -23,6 +24,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {3: 2, 4: 6}  # RGB, RGBA
 _UP = 2  # the filter: the difference from the row above. On large cut-outs a quarter smaller than that from the left
 _LEVEL = 1  # of 0 to 3: 0 saves no time and gives larger files, 3 takes twice as long and gives no smaller ones
+_PRIMER = 8  # bytes that `_compressed` flushes alone first: at least 4, less than 16
 _AT_ONCE = 1 << 22  # bytes of filtered rows: smaller parts gain nothing, and between them threads wait for each other
 
 # Of the PNG standard's four letters: ancillary, private, and of no use to whoever has changed the pixels.
@@ -75,7 +77,7 @@ def read_mask(path: Place) -> np.ndarray | None:
 def _compress_mask(mask: np.ndarray) -> bytes:
     bits = np.packbits(mask, axis=1)
     bits[1:] ^= bits[:-1]  # rows are like the one above: what is left is the outline
-    return _SIZE.pack(mask.shape[1], mask.shape[0]) + isal_zlib.compress(bits, _LEVEL)
+    return _SIZE.pack(mask.shape[1], mask.shape[0]) + _compressed([bits.reshape(-1)])
 
 
 def _expand_mask(data: bytes, checksum: bytes) -> np.ndarray:
@@ -96,21 +98,39 @@ def _expand_mask(data: bytes, checksum: bytes) -> np.ndarray:
 
 
 def _compressed_rows(image: np.ndarray) -> bytes:
+    return _compressed(_filtered_rows(image))
+
+
+def _filtered_rows(image: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the rows of a PNG's pixels some at a time, (N,) uint8, in memory that the next ones take."""
     height = len(image)
     rows = image.reshape(height, -1)
     at_once = max(1, _AT_ONCE // (rows.shape[1] + 1))
     filtered = np.empty((min(height, at_once), rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = _UP
-    compressor = isal_zlib.compressobj(_LEVEL)
-    parts = []
     above = np.zeros_like(rows[:1])  # above the first row
     for top in range(0, height, at_once):
         some = rows[top : top + at_once]
         np.subtract(some[:1], above, out=filtered[:1, 1:])
         np.subtract(some[1:], some[:-1], out=filtered[1 : len(some), 1:])
         above = some[-1:]
-        parts.append(compressor.compress(filtered[: len(some)]))
-    return b"".join([*parts, compressor.flush()])
+        yield filtered[: len(some)].reshape(-1)
+
+
+def _compressed(parts: Iterable[np.ndarray]) -> bytes:
+    """Returns (N,) uint8 arrays, one after the other, as a zlib stream: always the same bytes for the same.
+
+    ISA-L 2.32 takes one of its first hashes from the address of its own state (igzip_icf_body_h1_gr_bt.asm, at
+    `write_first_byte`), and where a match is found may hang on it. A beginning that is flushed alone, and so short that
+    another of its routines takes it, keeps it from there; that costs some twenty bytes.
+    """
+    compressor = isal_zlib.compressobj(_LEVEL)
+    parts = iter(parts)
+    first = next(parts)
+    compressed = [compressor.compress(first[:_PRIMER]), compressor.flush(isal_zlib.Z_SYNC_FLUSH)]
+    compressed.append(compressor.compress(first[_PRIMER:]))
+    compressed += [compressor.compress(part) for part in parts]
+    return b"".join([*compressed, compressor.flush()])
 
 
 def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:

@@ -1,6 +1,8 @@
 import io
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -28,6 +30,27 @@ def test_what_is_encoded_comes_back_byte_for_byte(height, width, channels, at_on
         np.testing.assert_array_equal(np.asarray(opened), image)
     with Image.open(io.BytesIO(data)) as opened:
         opened.verify()  # the checksums
+
+
+def test_files_do_not_depend_on_where_memory_lies():
+    """ISA-L hashes an address of its own; threads have their memory in different places."""
+    rng = np.random.default_rng(0)
+    photo = make_image(400, 300)
+    pictures = []
+    for height, width in rng.integers(8, 160, (500, 2)):
+        coarse = rng.random((8, 8)) < 0.5
+        mask = np.kron(coarse, np.ones((height // 8 + 1, width // 8 + 1), bool))[:height, :width]
+        pictures.append((cut_out(photo[:height, :width], mask), mask))
+    together = threading.Barrier(16)  # all alive at once, else they would have the same memory one after the other
+
+    def encode_all(_):
+        together.wait()
+        return [encode_png(*picture) for picture in pictures]
+
+    with ThreadPoolExecutor(together.parties) as pool:
+        files = list(pool.map(encode_all, range(together.parties)))
+
+    assert [sum(other[k] != files[0][k] for other in files) for k in range(len(pictures))] == [0] * len(pictures)
 
 
 def test_opencv_reads_it_too():
