@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from storage_utilities import RemotePath
@@ -19,6 +20,14 @@ from storage_utilities import RemotePath
 _LOGGER = logging.getLogger("sam2vit")
 
 RENEW, WATCH = 20.0, 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """What an object tells of the run that holds it, and the tag of that state."""
+
+    told: dict[str, Any]
+    tag: str | None
 
 
 @contextlib.contextmanager
@@ -50,10 +59,11 @@ def hold_lease(
         while not ended.wait(renew):
             mine["count"] += 1
             with contextlib.suppress(OSError):  # the run itself will notice that the store is gone
-                if _read(path).get("token") != mine["token"]:
+                lease = _read(path)
+                if lease is None or lease.told.get("token") != mine["token"]:
                     lost.set()
                     return
-                path.write_bytes(_encode(mine))
+                path.replace(_encode(mine), lease.tag)
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
@@ -79,20 +89,22 @@ def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None]
                 raise
             _LOGGER.warning("%s: can't be locked in this store; let no other run write to it", path.parent)
             return
-        if before.get("token") == mine["token"]:  # the store had it before it said so, and was asked again
+        if before is None:  # given back meanwhile
+            continue
+        if before.told.get("token") == mine["token"]:  # the store had it before it said so, and was asked again
             return
-        if before and not _is_dead(before):
-            _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, _holder(before))
+        if before.told and not _is_dead(before.told):
+            holder = _holder(before.told)
+            _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, holder)
             if _changes(path, before, watch):
-                if _read(path):
-                    on_held(_holder(before))
+                if _read(path) is not None:
+                    on_held(holder)
                 continue
-        path.write_bytes(_encode(mine))
-        if _read(path).get("token") == mine["token"]:  # or somebody else has taken it over at the same time
-            return
+        with contextlib.suppress(FileExistsError):  # of all who find it dead, one takes it over
+            path.replace(_encode(mine), before.tag)
 
 
-def _changes(path: RemotePath, before: dict[str, Any], watch: float) -> bool:
+def _changes(path: RemotePath, before: _Lease, watch: float) -> bool:
     """Whether a lease changes within so many seconds, or is given back."""
     until = time.monotonic() + watch
     while time.monotonic() < until:
@@ -121,13 +133,17 @@ def _holder(lease: dict[str, Any]) -> str:
     return f"process {lease.get('process')} on {lease.get('host')}"
 
 
-def _read(path: RemotePath) -> dict[str, Any]:
-    """Returns a lease; nothing where there is none, or no lease of this program."""
+def _read(path: RemotePath) -> _Lease | None:
+    """Returns a lease, which tells nothing where it is none of this program's; None where there is none."""
     try:
-        lease = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return lease if isinstance(lease, dict) else {}
+        contents, tag = path.read_with_tag()
+    except FileNotFoundError:
+        return None
+    try:
+        told = json.loads(contents)
+    except ValueError:
+        told = None
+    return _Lease(told if isinstance(told, dict) else {}, tag)
 
 
 def _encode(lease: dict[str, Any]) -> bytes:

@@ -229,6 +229,22 @@ class RemotePath:
         with _errors(self):
             _store(self.root).put(str(self.key), data, mode="create")
 
+    def read_with_tag(self) -> tuple[bytes, str | None]:
+        """Returns its contents and the tag of this state of it, for `replace`; None where the store has no tags."""
+        with _errors(self):
+            answer = _store(self.root).get(str(self.key))
+            return bytes(answer.bytes()), answer.meta["e_tag"]
+
+    def replace(self, data: bytes, tag: str | None) -> None:
+        """Writes it where nobody has since that tag was read; a store without tags can't tell, and writes.
+
+        Raises:
+            FileExistsError: Somebody has written or deleted it.
+        """
+        with _errors(self):
+            mode = "overwrite" if tag is None else {"e_tag": tag}
+            _store(self.root).put(str(self.key), data, mode=mode)
+
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""
         with _errors(self), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
@@ -320,7 +336,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
     except FileNotFoundError as error:
         reason = "no such bucket" if "NoSuchBucket" in str(error) else os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
-    except exceptions.AlreadyExistsError:
+    except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
         raise PermissionError(errno.EACCES, "access denied; are the credentials right?", str(path)) from None

@@ -1,5 +1,6 @@
 """Objects by the verbs of pathlib, files that grow in parts, and leases; against an S3 server on this machine."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import lease_utilities
 import parts_utilities
 import storage_utilities
 from errors import ConfigError
@@ -232,6 +234,20 @@ def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypa
     assert [row["source"] for row in read_lines(path, {"source": str})[0]] == ["a", "a", "b"]
 
 
+def test_an_object_is_replaced_where_nobody_else_has(folder):
+    path = folder / "lock"
+    path.write_bytes(b"first")
+    contents, tag = path.read_with_tag()
+    path.replace(b"mine", tag)
+    with pytest.raises(FileExistsError):
+        path.replace(b"yours", tag)
+    assert (contents, path.read_bytes()) == (b"first", b"mine")
+    path.unlink()
+    with pytest.raises(FileExistsError):
+        path.replace(b"yours", tag)
+    assert not path.exists()
+
+
 def test_large_files_are_put_together_without_holding_them(folder, monkeypatch):
     monkeypatch.setattr(parts_utilities, "_IN_MEMORY", 1 << 20)
     path = folder / "large"
@@ -269,6 +285,24 @@ def test_a_lease_that_nobody_renews_is_taken_over(folder, left):
     (folder / "lock").write_bytes(left)
     with hold_lease(folder / "lock", on_held=refuse, watch=0.2):
         assert b"token" in (folder / "lock").read_bytes()
+
+
+def test_of_two_runs_that_find_a_lease_dead_one_takes_it_over(folder, monkeypatch):
+    (folder / "lock").write_bytes(b'{"token": "x", "process": 1, "host": "elsewhere"}')
+    changes = lease_utilities._changes
+
+    def the_other_is_quicker(*_):
+        monkeypatch.setattr(lease_utilities, "_changes", changes)
+        others.enter_context(hold_lease(folder / "lock", on_held=refuse, renew=0.05, watch=0.2))
+        return False
+
+    monkeypatch.setattr(lease_utilities, "_changes", the_other_is_quicker)
+    with (
+        contextlib.ExitStack() as others,
+        pytest.raises(PermissionError),
+        hold_lease(folder / "lock", on_held=refuse, watch=2),
+    ):
+        pytest.fail("both hold it")
 
 
 def test_a_lease_that_is_given_back_meanwhile_is_taken(folder):
