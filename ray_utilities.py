@@ -53,6 +53,7 @@ _MOST_CPUS = 16  # an actor's threads; see `device_utilities.count_threads`
 _DEATHS = 2  # of the process that was doing a photo, alone, until that photo is a failure
 
 _POLL, _PATIENCE = 1.0, 10.0  # seconds
+_TOLD_OF_WAITING = 30.0  # seconds without a process: starting one takes 10
 
 # What a node needs of the program, where it has no copy of its own.
 _CODE = ("*.py", "*.json", "presets", "sam2", "report_page")
@@ -84,9 +85,13 @@ class Plan:
         """How many threads an actor has for each of its stages."""
         return max(1, int(self.num_cpus))
 
+    @property
+    def needs(self) -> dict[str, float]:
+        """What an actor needs, as Ray names it."""
+        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
     def __str__(self) -> str:
-        gpu = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
-        return f"{self.actors} actor{'s' * (self.actors > 1)} with {self.num_cpus:g} CPU{gpu} each"
+        return f"{self.actors} actor{'s' * (self.actors > 1)} with {_list_resources(self.needs)} each"
 
 
 def plan_actors(nodes: Sequence[Mapping[str, float]], *, device: str, actors: int | None) -> Plan:
@@ -120,6 +125,10 @@ def plan_actors(nodes: Sequence[Mapping[str, float]], *, device: str, actors: in
     return Plan(wanted, _share_cpus(min(node["CPU"] for node in with_cpus) / per_node), 0, per_node)
 
 
+def _list_resources(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{count:g} {kind}" for kind, count in resources.items())
+
+
 def _share_cpus(cpus: float) -> float:
     """Returns what an actor is given of CPUs: a whole number, but where there is less than one for each."""
     return min(_MOST_CPUS, math.floor(cpus)) if cpus >= 1 else math.floor(100 * cpus) / 100
@@ -130,11 +139,20 @@ class Desk:
 
     def __init__(self) -> None:
         self._stopping = False
-        self._arrivals = 0
+        self._placed = self._arrivals = 0
         self._attempts: Counter[str] = Counter()
+
+    def place(self) -> None:
+        """Notes that a process of the run has found a place in the cluster."""
+        self._placed += 1
+
+    def placed(self) -> int:
+        """Returns how many have."""
+        return self._placed
 
     def arrive(self) -> int:
         """Returns the number of a worker that has just begun; also of one that Ray has started anew."""
+        self.place()
         self._arrivals += 1
         return self._arrivals
 
@@ -408,8 +426,8 @@ class Cluster:
         import ray
 
         answer = ray.remote(num_cpus=self.plan.num_cpus, num_gpus=self.plan.num_gpus, max_calls=1)(_answer)
-        with _explained():
-            value, error = ray.get(answer.remote(function, arguments))
+        with _explained(), self._telling_of_waiting():
+            value, error = ray.get(answer.remote(self._desk, function, arguments))
         if error is not None:
             raise error
         return value
@@ -503,17 +521,40 @@ class Cluster:
             .iter_batches(batch_size=None, batch_format="pyarrow")
         )
         stopped: set[int] = set()
-        for table in replies:
-            for reply in table["news"].to_pylist():
-                news, told = pickle.loads(reply)  # noqa: S301 (of our own workers)
-                progress.actor(told["actor"], told["photos"], told["seconds"])
-                _replay(news, output)
-                progress.advance(told["photos"])
-                if told["stopped"]:
-                    stopped.add(told["actor"])
-            # Replies come in the order of the photos: once each actor has given one, no photo is in hand.
-            if len(stopped) >= self.plan.actors:
-                return
+        with self._telling_of_waiting():
+            for table in replies:
+                for reply in table["news"].to_pylist():
+                    news, told = pickle.loads(reply)  # noqa: S301 (of our own workers)
+                    progress.actor(told["actor"], told["photos"], told["seconds"])
+                    _replay(news, output)
+                    progress.advance(told["photos"])
+                    if told["stopped"]:
+                        stopped.add(told["actor"])
+                # Replies come in the order of the photos: once each actor has given one, no photo is in hand.
+                if len(stopped) >= self.plan.actors:
+                    return
+
+    @contextlib.contextmanager
+    def _telling_of_waiting(self) -> Iterator[None]:
+        """Says, once, that no process of the block's has found a place for long: others may have the cluster."""
+        import ray
+
+        before, ended = ray.get(self._desk.placed.remote()), threading.Event()
+
+        def watch() -> None:
+            if not ended.wait(_TOLD_OF_WAITING) and ray.get(self._desk.placed.remote()) == before:
+                needs, free = self.plan.needs, ray.available_resources()
+                _LOGGER.warning(
+                    "--ray: still waiting for a place with %s; the cluster has %s free; is it busy with other jobs?",
+                    _list_resources(needs),
+                    _list_resources({kind: free.get(kind, 0) for kind in needs}),
+                )
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def _pass_on(self, stopping: Callable[[], bool], ended: threading.Event) -> None:
         """Passes on to the workers that the run is to end."""
@@ -546,7 +587,8 @@ class _Shared:
         return ray.get(self.reference)
 
 
-def _answer(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Exception | None]:
+def _answer(desk: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Exception | None]:
+    desk.place.remote()
     try:
         return function(*arguments), None
     except UserError as error:

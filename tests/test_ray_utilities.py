@@ -5,11 +5,14 @@ import hashlib
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import ray_utilities
 from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import ConfigError, DeviceError, OutputError
@@ -257,6 +260,35 @@ def test_what_a_node_answers_with_is_returned_or_raised(cluster):
     assert cluster.ask(sum, [1, 2]) == 3
     with pytest.raises(ConfigError, match="not there"):
         cluster.ask(refuse)
+
+
+@pytest.mark.parametrize("does", ["ask", "do"])
+def test_a_run_that_finds_no_place_says_so(cluster, tmp_path, monkeypatch, caplog, does):
+    import ray
+
+    monkeypatch.setattr(ray_utilities, "_TOLD_OF_WAITING", 0.5)
+    other = ray.remote(num_cpus=1)(work_until).remote(tmp_path / "begun", tmp_path / "end")
+    wait_for(tmp_path / "begun")
+    threading.Timer(3, (tmp_path / "end").touch).start()
+    if does == "ask":
+        assert cluster.ask(sum, [1, 2]) == 3
+    else:
+        assert len(do(cluster, tmp_path, "a.jpg", "b.jpg")[0].records) == 2
+    cpus = os.cpu_count()
+    [message] = [record.message for record in caplog.records if "waiting" in record.message]
+    assert f"waiting for a place with {min(16, cpus)} CPU; the cluster has {cpus - 1} CPU free;" in message
+    ray.get(other)
+
+
+def work_until(begun, end):
+    begun.touch()
+    wait_for(end)
+
+
+def wait_for(path):
+    until = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def refuse():
