@@ -23,6 +23,10 @@ _COMPILED_FROM = 200_000  # photos
 
 _SWITCH_INTERVAL = 0.0005  # seconds; Python's own is 0.005
 
+# The environment of a process that has threads before it comes to `keep_freed_memory`, such as a worker of Ray's: glibc
+# gives them arenas of their own, each too small for large tensors, whose memory goes back after all.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from checkpoint_utilities import file_digest
 from config_utilities import PROGRAM_DIR
 from dataset_utilities import PhotoFile, name_cut_out
+from device_utilities import ONE_ARENA
 from errors import ConfigError, DeviceError, UserError
 from lock_utilities import hold_lock
 from record_utilities import Places, Thresholds, write_atomically
@@ -702,14 +703,14 @@ def _how_to_join(address: str, stack: contextlib.ExitStack) -> dict[str, Any]:
     }
     if address == LOCAL:
         paths = [str(PROGRAM_DIR), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+        environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths), **ONE_ARENA}}
         return {**arguments, "address": LOCAL, "include_dashboard": False, "runtime_env": environment}
     code = stack.enter_context(tempfile.TemporaryDirectory(prefix="sam2vit-"))
     for pattern in _CODE:
         for path in PROGRAM_DIR.glob(pattern):
             copy = shutil.copytree if path.is_dir() else shutil.copy2
             copy(path, Path(code, path.name))
-    return {**arguments, "address": address, "runtime_env": {"working_dir": code}}
+    return {**arguments, "address": address, "runtime_env": {"working_dir": code, "env_vars": ONE_ARENA}}
 
 
 @contextlib.contextmanager
