@@ -24,10 +24,10 @@ RENEW, WATCH = 20.0, 60.0  # seconds
 
 @dataclass(frozen=True)
 class _Lease:
-    """What an object tells of the run that holds it, and the tag of that state."""
+    """What an object tells of the run that holds it, and the version of that state."""
 
     told: dict[str, Any]
-    tag: str | None
+    version: dict[str, str]
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def hold_lease(
                 if lease is None or lease.told.get("token") != mine["token"]:
                     lost.set()
                     return
-                path.replace(_encode(mine), lease.tag)
+                path.replace(_encode(mine), lease.version)
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
@@ -94,14 +94,13 @@ def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None]
         if before.told.get("token") == mine["token"]:  # the store had it before it said so, and was asked again
             return
         if before.told and not _is_dead(before.told):
-            holder = _holder(before.told)
-            _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, holder)
+            _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, _holder(before.told))
             if _changes(path, before, watch):
-                if _read(path) is not None:
-                    on_held(holder)
+                if (now := _read(path)) is not None:
+                    on_held(_holder(now.told))
                 continue
         with contextlib.suppress(FileExistsError):  # of all who find it dead, one takes it over
-            path.replace(_encode(mine), before.tag)
+            path.replace(_encode(mine), before.version)
 
 
 def _changes(path: RemotePath, before: _Lease, watch: float) -> bool:
@@ -136,14 +135,14 @@ def _holder(lease: dict[str, Any]) -> str:
 def _read(path: RemotePath) -> _Lease | None:
     """Returns a lease, which tells nothing where it is none of this program's; None where there is none."""
     try:
-        contents, tag = path.read_with_tag()
+        contents, version = path.read_with_version()
     except FileNotFoundError:
         return None
     try:
         told = json.loads(contents)
     except ValueError:
         told = None
-    return _Lease(told if isinstance(told, dict) else {}, tag)
+    return _Lease(told if isinstance(told, dict) else {}, version)
 
 
 def _encode(lease: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ import io
 import mimetypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -229,21 +229,24 @@ class RemotePath:
         with _errors(self):
             _store(self.root).put(str(self.key), data, mode="create")
 
-    def read_with_tag(self) -> tuple[bytes, str | None]:
-        """Returns its contents and the tag of this state of it, for `replace`; None where the store has no tags."""
+    def read_with_version(self) -> tuple[bytes, dict[str, str]]:
+        """Returns its contents, and what tells this state of it from others, for `replace`.
+
+        S3 and Azure compare `e_tag`, Google `version`; it is empty where a store has neither.
+        """
         with _errors(self):
             answer = _store(self.root).get(str(self.key))
-            return bytes(answer.bytes()), answer.meta["e_tag"]
+            version = {kind: answer.meta[kind] for kind in ("e_tag", "version") if answer.meta[kind]}
+            return bytes(answer.bytes()), version
 
-    def replace(self, data: bytes, tag: str | None) -> None:
-        """Writes it where nobody has since that tag was read; a store without tags can't tell, and writes.
+    def replace(self, data: bytes, version: Mapping[str, str]) -> None:
+        """Writes it where it is still what was read with that version; a store without versions can't tell, and writes.
 
         Raises:
             FileExistsError: Somebody has written or deleted it.
         """
         with _errors(self):
-            mode = "overwrite" if tag is None else {"e_tag": tag}
-            _store(self.root).put(str(self.key), data, mode=mode)
+            _store(self.root).put(str(self.key), data, mode=dict(version) or "overwrite")
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""

@@ -262,6 +262,17 @@ def test_what_a_node_answers_with_is_returned_or_raised(cluster):
         cluster.ask(refuse)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_workers_begin_with_one_arena_and_the_priority_of_the_driver(cluster):
+    began_with, niceness = cluster.ask(look_at_process)
+    assert b"MALLOC_ARENA_MAX=1" in began_with
+    assert niceness == os.nice(0)
+
+
+def look_at_process():
+    return Path("/proc/self/environ").read_bytes().split(b"\0"), os.nice(0)
+
+
 @pytest.mark.parametrize("does", ["ask", "do"])
 def test_a_run_that_finds_no_place_says_so(cluster, tmp_path, monkeypatch, caplog, does):
     import ray

@@ -237,14 +237,14 @@ def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypa
 def test_an_object_is_replaced_where_nobody_else_has(folder):
     path = folder / "lock"
     path.write_bytes(b"first")
-    contents, tag = path.read_with_tag()
-    path.replace(b"mine", tag)
+    contents, version = path.read_with_version()
+    path.replace(b"mine", version)
     with pytest.raises(FileExistsError):
-        path.replace(b"yours", tag)
+        path.replace(b"yours", version)
     assert (contents, path.read_bytes()) == (b"first", b"mine")
     path.unlink()
     with pytest.raises(FileExistsError):
-        path.replace(b"yours", tag)
+        path.replace(b"yours", version)
     assert not path.exists()
 
 
