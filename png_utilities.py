@@ -48,7 +48,7 @@ def encode_png(image: np.ndarray, mask: np.ndarray | None = None) -> bytes:
         [
             *(_SIGNATURE, *_chunk(b"IHDR", header)),
             *(() if mask is None else _chunk(_MASK, _compress_mask(mask))),
-            *(*_chunk(b"IDAT", _compressed_rows(image)), *_chunk(b"IEND", b"")),
+            *(*_chunk(b"IDAT", _compressed(_filtered_rows(image))), *_chunk(b"IEND", b"")),
         ]
     )
 
@@ -95,10 +95,6 @@ def _expand_mask(data: bytes, checksum: bytes) -> np.ndarray:
         raise ValueError("its mask is damaged")
     bits = np.bitwise_xor.accumulate(np.frombuffer(expanded, np.uint8).reshape(height, row), axis=0)
     return np.unpackbits(bits, axis=1, count=width).astype(bool)
-
-
-def _compressed_rows(image: np.ndarray) -> bytes:
-    return _compressed(_filtered_rows(image))
 
 
 def _filtered_rows(image: np.ndarray) -> Iterator[np.ndarray]:
