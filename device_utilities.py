@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,26 @@ _SWITCH_INTERVAL = 0.0005  # seconds; Python's own is 0.005
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the models run, and how; how many threads work beside them, and how many pixels may wait at a stage."""
+
+    device: str
+    precision: Literal["fp32", "bf16"]
+    clip_device: str
+    clip_precision: Literal["fp32", "bf16"]
+    batch_size: int
+    clip_batch_size: int
+    compiled: bool
+    threads: int
+    most_pixels: int
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the models are to work beside each other: with CUDA. MPS was not tried."""
+        return any(device.startswith("cuda") for device in (self.device, self.clip_device))
 
 
 def keep_freed_memory() -> None:

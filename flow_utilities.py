@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -21,8 +22,20 @@ from check_utilities import colour_disagrees, is_disputed, other_views
 from clip_utilities import ClipModel
 from config_utilities import Settings
 from dataset_utilities import PhotoFile
-from errors import NoSubjectError, NotAPhotoError, PhotoError
-from focus_utilities import Detection, Detector, Focus, centre_focus, choose_detection, detection_focus
+from detector_utilities import Detection, Detector, choose_detection, detection_focus
+from errors import ConfigError, NoSubjectError, NotAPhotoError, PhotoError
+from focus_utilities import (
+    ROWS_LOOKED_UP,
+    Focus,
+    FocusWord,
+    PointRow,
+    centre_focus,
+    fixed_focus,
+    parse_focus,
+    read_points,
+    row_focus,
+    stray_names,
+)
 from mask_utilities import (
     Region,
     clean_mask,
@@ -41,6 +54,7 @@ from pipeline_utilities import call_in_parts, in_batches, map_ahead, stage
 from prompt_utilities import Label
 from record_utilities import COLOUR, VIEW
 from sam_utilities import Sam2, Segmentation, predict_sam2, to_pixels
+from storage_utilities import to_place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -303,6 +317,58 @@ def take_photos(
         photos += not isinstance(opened, NotAPhotoError)
         if photos == limit:
             return
+
+
+def check_focus(settings: Settings) -> None:
+    """Says what is wrong with the flags that point SAM 2, and warns of points for photos that are not there.
+
+    Raises:
+        ConfigError: See `read_focus`.
+    """
+    _, rows = _read_flags(settings)
+    strays = stray_names(rows, to_place(settings.dataset_dir, flag="--dataset-dir"))
+    if strays:
+        _LOGGER.warning(
+            "%s: %d of its %slines %s no photo of the dataset, such as %r",
+            settings.focus,
+            len(strays),
+            f"first {ROWS_LOOKED_UP:,} " if len(rows) > ROWS_LOOKED_UP else "",
+            "names" if len(strays) == 1 else "name",
+            strays[0],
+        )
+
+
+def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
+    """Returns what says where SAM 2 is pointed in a photo, as far as no model is asked; None is the centre.
+
+    Raises:
+        ConfigError: The flags ask for what `--focus` does not give, or its file can't be used.
+    """
+    focus, rows = _read_flags(settings)
+
+    def point(photo: Photo) -> Focus | None:
+        height, width = photo.image.shape[:2]
+        if isinstance(focus, tuple):
+            return fixed_focus(width, height, focus)
+        if photo.file.source in rows:
+            return row_focus(rows[photo.file.source], width, height)
+        if settings.require_focus and isinstance(focus, Path):
+            raise NoSubjectError(f"no subject: {focus.name} has no line for it", stage="focus")
+        return None
+
+    return point
+
+
+def _read_flags(settings: Settings) -> tuple[FocusWord | tuple[float, float] | Path, dict[str, PointRow]]:
+    focus = parse_focus(settings.focus)
+    if settings.no_sam and (focus != "center" or settings.verify_focus):
+        flag = "--verify-focus" if focus == "center" else f"--focus {settings.focus}"
+        raise ConfigError(f"{flag}: SAM 2 is off; leave out --no-sam")
+    if settings.require_focus and focus != "detector" and not isinstance(focus, Path):
+        raise ConfigError(
+            f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
+        )
+    return focus, read_points(focus) if isinstance(focus, Path) else {}
 
 
 def _count_pixels(photo: Photo) -> int:

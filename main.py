@@ -8,25 +8,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from config_utilities import Settings, available_presets, read_config, read_settings
+from config_utilities import Settings, read_settings
 from errors import ConfigError, OutputError, PromptError, UserError
 from flag_utilities import parse_flags
 from pipeline_utilities import stage
 from prompt_utilities import get_prompts
 from signal_utilities import Signals
-from storage_utilities import is_url, to_place
+from storage_utilities import is_url
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,8 +34,10 @@ if TYPE_CHECKING:
     from clip_utilities import ClipModel
     from console_utilities import RunProgress
     from dataset_utilities import PhotoFile
+    from detector_utilities import Detector
+    from device_utilities import Machine
     from flow_utilities import Flow, Photo, Progress
-    from focus_utilities import Detector, Focus
+    from focus_utilities import Focus
     from folder_utilities import Folders
     from output_utilities import OutputFolder
     from ray_utilities import CarriedFiles, Cluster, Courier, Plan, Work
@@ -50,9 +51,6 @@ _LOGGER = logging.getLogger("sam2vit")
 EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
 
-DRY_RUN_LINES = 20  # photos that --dry-run lists
-DRY_RUN_PROMPTS = 8  # prompts that it shows
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
@@ -64,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(parse_flags(arguments))
         config = settings.config
         if settings.list_presets:
-            return list_presets()
+            from preview_utilities import list_presets
+
+            list_presets()
+            return EXIT_COMPLETE
         with _console(settings) as console, signals:
             if settings.dry_run:
                 return dry_run(settings, console)
@@ -75,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while loading; from the first photo on, run() handles it
         _say_error("interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
+
+
+def dry_run(settings: Settings, console: Console) -> int:
+    """Says what a run would do, and returns the exit code."""
+    from preview_utilities import preview
+
+    return EXIT_COMPLETE if preview(settings, console) else _say_no_photos(settings)
 
 
 def afterwards(settings: Settings, console: Console) -> int:
@@ -118,20 +126,23 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     from afterwards_utilities import write_side_products
     from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_line, print_summary
     from dataset_utilities import find_photos, watch_dataset
+    from flow_utilities import check_focus
     from output_utilities import OutputFolder
+    from preview_utilities import run_facts
+    from provenance_utilities import deciding_settings
 
     check_dataset = watch_dataset(folders.dataset)
-    read_focus(settings)  # says what is wrong with the flags before anything is loaded
+    check_focus(settings)  # before anything is loaded
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         engine = Here(settings, files) if settings.ray is None else stack.enter_context(_on_ray(settings, files))
-        facts = _facts(settings, engine.machine, files) | engine.facts
+        facts = run_facts(settings, engine.machine, files) | engine.facts
         print_facts(console, facts)
         weights = engine.load(folders)
         print_facts(console, {"ready": f"in {format_seconds(time.monotonic() - began)}"})
         output = OutputFolder(
             folders.output,
-            _deciding_settings(settings, engine.machine, weights),
+            deciding_settings(settings, engine.machine, weights),
             items=settings.items,
             overwrite=settings.overwrite,
             threads=engine.machine.threads,
@@ -362,6 +373,7 @@ def start_job(settings: Settings, folders: Folders, machine: Machine, text_featu
     """
     from dataset_utilities import watch_dataset
     from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
+    from flow_utilities import read_focus
 
     check_dataset = watch_dataset(folders.dataset)
     point = read_focus(settings)
@@ -373,26 +385,6 @@ def start_job(settings: Settings, folders: Folders, machine: Machine, text_featu
     return Job(settings, folders, machine, models, point, check_dataset)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where the models run, and how; how many threads work beside them, and how many pixels may wait at a stage."""
-
-    device: str
-    precision: Literal["fp32", "bf16"]
-    clip_device: str
-    clip_precision: Literal["fp32", "bf16"]
-    batch_size: int
-    clip_batch_size: int
-    compiled: bool
-    threads: int
-    most_pixels: int
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether the models are to work beside each other: with CUDA. MPS was not tried."""
-        return any(device.startswith("cuda") for device in (self.device, self.clip_device))
-
-
 def select_machine(settings: Settings, photos: int, plan: Plan | None = None) -> Machine:
     """Returns the devices that the settings name, or the best of this machine for so many photos.
 
@@ -402,6 +394,7 @@ def select_machine(settings: Settings, photos: int, plan: Plan | None = None) ->
         plan: What of the machine this is about, where others have the rest.
     """
     from device_utilities import (
+        Machine,
         auto_batch_size,
         count_threads,
         has_bf16,
@@ -493,47 +486,6 @@ class Models:
         return {"clip_weights": self.clip_model.digest, **detector}
 
 
-def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
-    """Returns what says where SAM 2 is pointed in a photo, as far as no model is asked; None is the centre.
-
-    Raises:
-        ConfigError: The flags ask for what `--focus` does not give, or its file can't be used.
-    """
-    from errors import NoSubjectError
-    from focus_utilities import ROWS_LOOKED_UP, fixed_focus, parse_focus, read_points, row_focus, stray_names
-
-    focus = parse_focus(settings.focus)
-    if settings.no_sam and (focus != "center" or settings.verify_focus):
-        flag = "--verify-focus" if focus == "center" else f"--focus {settings.focus}"
-        raise ConfigError(f"{flag}: SAM 2 is off; leave out --no-sam")
-    if settings.require_focus and focus != "detector" and not isinstance(focus, Path):
-        raise ConfigError(
-            f"--require-focus: with --focus {settings.focus} every photo has one; add --focus detector, or a .csv"
-        )
-    rows = read_points(focus) if isinstance(focus, Path) else {}
-    strays = stray_names(rows, to_place(settings.dataset_dir, flag="--dataset-dir"))
-    if strays:
-        _LOGGER.warning(
-            "%s: %d of its %slines name no photo of the dataset, such as %r",
-            focus,
-            len(strays),
-            f"first {ROWS_LOOKED_UP:,} " if len(rows) > ROWS_LOOKED_UP else "",
-            strays[0],
-        )
-
-    def point(photo: Photo) -> Focus | None:
-        height, width = photo.image.shape[:2]
-        if isinstance(focus, tuple):
-            return fixed_focus(width, height, focus)
-        if photo.file.source in rows:
-            return row_focus(rows[photo.file.source], width, height)
-        if settings.require_focus and isinstance(focus, Path):
-            raise NoSubjectError(f"no subject: {focus.name} has no line for it", stage="focus")
-        return None
-
-    return point
-
-
 def load_models(
     settings: Settings, machine: Machine, text_features: np.ndarray | None = None, *, with_sam: bool = True
 ) -> Models:
@@ -546,7 +498,7 @@ def load_models(
         with_sam: Else SAM 2 is left out.
     """
     from clip_utilities import ClipModel
-    from focus_utilities import check_labels, load_detector
+    from detector_utilities import check_labels, load_detector
     from sam_utilities import load_sam2
 
     detector = None
@@ -606,132 +558,6 @@ def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings
             raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
         except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
             _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
-
-
-def dry_run(settings: Settings, console: Console) -> int:
-    """Says what a run would do, without loading a model or writing a file."""
-    from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
-    from clip_utilities import tokenize
-    from console_utilities import count_of, print_facts
-    from dataset_utilities import find_photos
-    from folder_utilities import check_folders
-    from photo_utilities import is_image
-
-    folders, files = check_folders(settings)
-    read_focus(settings)
-    prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
-    tokenize(prompts)  # says which prompt is too long
-
-    def describe(model: str, public: Any) -> str:
-        state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"
-        return f"{model} ({state})"
-
-    facts = {
-        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
-        "SAM 2": "off: photos stay uncut" if settings.no_sam else describe(settings.sam_model, SAM2_CHECKPOINTS),
-        "CLIP": describe(settings.clip_model, clip_checkpoints()),
-        "focus": _describe_focus(settings),
-        "prompts": _count_prompts(settings),
-        "output": settings.output,
-    }
-    if settings.focus == "detector" or settings.verify_focus:
-        from focus_utilities import detector_checkpoints
-
-        facts["detector"] = describe(settings.detector, detector_checkpoints())
-    print_facts(console, facts)
-    shown = min(DRY_RUN_PROMPTS, len(prompts))
-    for index in range(shown):
-        print_facts(console, {"CLIP is asked": repr(prompts[index * len(prompts) // shown])})
-    if not files:
-        return _say_no_photos(settings)
-    files = min(files, settings.limit or files)
-    for photo in itertools.islice(find_photos(folders.dataset, exclude=folders.own), min(files, DRY_RUN_LINES)):
-        plan = f"{folders.output}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
-        print_facts(console, {f"{photo.source} ->": plan})
-    if files > DRY_RUN_LINES:
-        console.print(f"... and {files - DRY_RUN_LINES} more", highlight=False)
-    return EXIT_COMPLETE
-
-
-def list_presets() -> int:
-    """Prints the presets with their prompts, and returns the exit code."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("--preset", "prompts", "items", "for --focus detector")
-    for name, path in available_presets().items():
-        values = read_config(path)
-        prompts = get_prompts(values["prefixes"], values["items"], values["postfixes"])
-        table.add_row(name, str(len(prompts)), ", ".join(values["items"]), ", ".join(values["focus_labels"] or ()))
-    Console().print(table)
-    return EXIT_COMPLETE
-
-
-def _facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
-    from console_utilities import count_of
-
-    sam2 = f"{settings.sam_model} on {machine.device}, {machine.precision}"
-    return {
-        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
-        "SAM 2": "off: photos stay uncut" if settings.no_sam else sam2,
-        **({} if settings.focus == "center" else {"focus": _describe_focus(settings)}),
-        "CLIP": f"{settings.clip_model} on {machine.clip_device}, {machine.clip_precision}",
-        "prompts": f"{_count_prompts(settings)}, decided by {settings.decision}",
-        "output": settings.output,
-    }
-
-
-def _describe_focus(settings: Settings) -> str:
-    if settings.focus != "detector":
-        return settings.focus
-    labels = ", ".join(settings.focus_labels or ("anything",))
-    return f"{settings.detector}, {labels} from {settings.focus_threshold:g}"
-
-
-def _deciding_settings(settings: Settings, machine: Machine, weights: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the settings that decide results: a run goes on only with the same. Files count by their contents."""
-    from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
-    from sam_utilities import config_name, find_config
-
-    deciding: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
-    }
-    deciding["dataset_dir"] = str(to_place(settings.dataset_dir, flag="--dataset-dir").resolve())
-    deciding["clip_weights"] = weights["clip_weights"]
-    deciding["clip_precision"] = machine.clip_precision
-    clip_path = Path(settings.clip_model)  # for --relabel, from wherever that is started
-    deciding["clip_model"] = str(clip_path.resolve()) if clip_path.is_file() else settings.clip_model
-    if settings.check:
-        deciding["colours"] = settings.colours
-    if not settings.no_sam:
-        sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
-        config_path = find_config(settings.sam_config or config_name(settings.sam_model))
-        deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
-        deciding |= {"sam_precision": machine.precision, "margin": settings.margin, "refine": settings.refine}
-    # Only what was asked for: an output made before a flag was invented goes on.
-    deciding |= {
-        name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)
-    }
-    if settings.focus.endswith(".csv"):
-        deciding["focus"] = file_digest(Path(settings.focus))
-    if "detector_weights" in weights:
-        deciding |= {"detector_weights": weights["detector_weights"], "focus_labels": settings.focus_labels}
-        deciding["focus_threshold"] = settings.focus_threshold
-    return deciding
-
-
-_OPTIONAL = (
-    *("focus", "require_focus", "verify_focus"),
-    *("clean_mask", "edges", "feather", "min_area", "max_area", "strict"),
-    *("crop", "padding", "square", "clip_view"),
-    *("min_probability", "min_margin", "min_mask_score", "check"),
-)
-
-
-def _count_prompts(settings: Settings) -> str:
-    prefixes, items, postfixes = len(settings.prefixes), len(settings.items), len(settings.postfixes)
-    product = f"{prefixes} prefixes x {items} items x {postfixes} postfixes"
-    return f"{product} = {prefixes * items * postfixes} prompts"
 
 
 def _check_surroundings(check_dataset: Callable[[], None], machine: Machine) -> None:

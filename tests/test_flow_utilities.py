@@ -9,9 +9,10 @@ from clip_utilities import ClipModel
 from config_utilities import Settings
 from conftest import make_image, save_photo
 from dataset_utilities import find_photos
+from detector_utilities import Detection
 from errors import NoSubjectError, PhotoError
 from flow_utilities import Flow, Photo, cut_photo, find_subjects, take_photos, verify_subjects
-from focus_utilities import Detection, Focus
+from focus_utilities import Focus
 from sam_utilities import Segmentation
 
 POINTS = np.zeros((3, 2), int)

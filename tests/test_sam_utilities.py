@@ -8,8 +8,9 @@ import focus_utilities
 import random_models
 import sam_utilities
 from conftest import make_image
+from detector_utilities import Detection, detection_focus
 from errors import CheckpointError
-from focus_utilities import Detection, Focus, centre_focus, detection_focus, grid_points
+from focus_utilities import Focus, centre_focus, grid_points
 from mask_utilities import subject_mask
 from sam_utilities import (
     available_configs,

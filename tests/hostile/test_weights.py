@@ -12,8 +12,8 @@ import torch
 
 from checkpoint_utilities import find_checkpoint, read_weights
 from clip_utilities import ClipModel
+from detector_utilities import detector_checkpoints, load_detector
 from errors import CheckpointError
-from focus_utilities import detector_checkpoints, load_detector
 from program import count_refusals
 from sam_utilities import load_sam2, predict_sam2
 

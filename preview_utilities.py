@@ -1,0 +1,96 @@
+"""What a run is going to do, said before it does it: the presets, a dry run, and the facts that it begins with."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
+from clip_utilities import tokenize
+from config_utilities import Settings, available_presets, read_config
+from console_utilities import count_of, print_facts
+from dataset_utilities import find_photos
+from detector_utilities import detector_checkpoints
+from device_utilities import Machine
+from flow_utilities import check_focus
+from folder_utilities import check_folders
+from photo_utilities import is_image
+from prompt_utilities import get_prompts
+
+_PHOTOS_SHOWN = 20
+_PROMPTS_SHOWN = 8
+
+
+def list_presets() -> None:
+    """Prints the presets with their prompts."""
+    table = Table("--preset", "prompts", "items", "for --focus detector")
+    for name, path in available_presets().items():
+        values = read_config(path)
+        prompts = get_prompts(values["prefixes"], values["items"], values["postfixes"])
+        table.add_row(name, str(len(prompts)), ", ".join(values["items"]), ", ".join(values["focus_labels"] or ()))
+    Console().print(table)
+
+
+def preview(settings: Settings, console: Console) -> bool:
+    """Says what a run would do, without loading a model or writing a file; returns whether there are photos."""
+    folders, files = check_folders(settings)
+    check_focus(settings)
+    prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
+    tokenize(prompts)  # says which prompt is too long
+
+    def describe(model: str, public: Any) -> str:
+        state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"
+        return f"{model} ({state})"
+
+    facts = {
+        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
+        "SAM 2": "off: photos stay uncut" if settings.no_sam else describe(settings.sam_model, SAM2_CHECKPOINTS),
+        "CLIP": describe(settings.clip_model, clip_checkpoints()),
+        "focus": _describe_focus(settings),
+        "prompts": _count_prompts(settings),
+        "output": settings.output,
+    }
+    if settings.focus == "detector" or settings.verify_focus:
+        facts["detector"] = describe(settings.detector, detector_checkpoints())
+    print_facts(console, facts)
+    shown = min(_PROMPTS_SHOWN, len(prompts))
+    for index in range(shown):
+        print_facts(console, {"CLIP is asked": repr(prompts[index * len(prompts) // shown])})
+    if not files:
+        return False
+    files = min(files, settings.limit or files)
+    for photo in itertools.islice(find_photos(folders.dataset, exclude=folders.own), min(files, _PHOTOS_SHOWN)):
+        plan = f"{folders.output}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
+        print_facts(console, {f"{photo.source} ->": plan})
+    if files > _PHOTOS_SHOWN:
+        console.print(f"... and {files - _PHOTOS_SHOWN} more", highlight=False)
+    return True
+
+
+def run_facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:
+    """Returns what a run of so many files says of itself before it begins, by the names that it says it under."""
+    sam2 = f"{settings.sam_model} on {machine.device}, {machine.precision}"
+    return {
+        "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
+        "SAM 2": "off: photos stay uncut" if settings.no_sam else sam2,
+        **({} if settings.focus == "center" else {"focus": _describe_focus(settings)}),
+        "CLIP": f"{settings.clip_model} on {machine.clip_device}, {machine.clip_precision}",
+        "prompts": f"{_count_prompts(settings)}, decided by {settings.decision}",
+        "output": settings.output,
+    }
+
+
+def _describe_focus(settings: Settings) -> str:
+    if settings.focus != "detector":
+        return settings.focus
+    labels = ", ".join(settings.focus_labels or ("anything",))
+    return f"{settings.detector}, {labels} from {settings.focus_threshold:g}"
+
+
+def _count_prompts(settings: Settings) -> str:
+    prefixes, items, postfixes = len(settings.prefixes), len(settings.items), len(settings.postfixes)
+    product = f"{prefixes} prefixes x {items} items x {postfixes} postfixes"
+    return f"{product} = {prefixes * items * postfixes} prompts"

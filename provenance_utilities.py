@@ -1,0 +1,49 @@
+"""By what an output knows how it was made: a run goes on only with the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
+from config_utilities import Settings
+from device_utilities import Machine
+from sam_utilities import config_name, find_config
+from storage_utilities import to_place
+
+# They count only where they were asked for: an output made before a flag was invented goes on.
+_OPTIONAL = (
+    *("focus", "require_focus", "verify_focus"),
+    *("clean_mask", "edges", "feather", "min_area", "max_area", "strict"),
+    *("crop", "padding", "square", "clip_view"),
+    *("min_probability", "min_margin", "min_mask_score", "check"),
+)
+
+
+def deciding_settings(settings: Settings, machine: Machine, weights: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the settings that decide results: a run goes on only with the same. Files count by their contents."""
+    deciding: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("decision", "background", "no_sam", "prefixes", "items", "postfixes")
+    }
+    deciding["dataset_dir"] = str(to_place(settings.dataset_dir, flag="--dataset-dir").resolve())
+    deciding["clip_weights"] = weights["clip_weights"]
+    deciding["clip_precision"] = machine.clip_precision
+    clip_path = Path(settings.clip_model)  # for --relabel, from wherever that is started
+    deciding["clip_model"] = str(clip_path.resolve()) if clip_path.is_file() else settings.clip_model
+    if settings.check:
+        deciding["colours"] = settings.colours
+    if not settings.no_sam:
+        sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+        config_path = find_config(settings.sam_config or config_name(settings.sam_model))
+        deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
+        deciding |= {"sam_precision": machine.precision, "margin": settings.margin, "refine": settings.refine}
+    deciding |= {
+        name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)
+    }
+    if settings.focus.endswith(".csv"):
+        deciding["focus"] = file_digest(Path(settings.focus))
+    if "detector_weights" in weights:
+        deciding |= {"detector_weights": weights["detector_weights"], "focus_labels": settings.focus_labels}
+        deciding["focus_threshold"] = settings.focus_threshold
+    return deciding
