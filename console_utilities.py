@@ -96,8 +96,7 @@ class _FileFormatter(logging.Formatter):
 def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterator[logging.Logger]:
     """Sends the program's log to the console from `level` up, and all of it to a file."""
     logger = logging.getLogger("sam2vit")
-    logger.setLevel(logging.DEBUG if log_file else level)
-    logger.propagate = False
+    level_before, propagated = logger.level, logger.propagate
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
     if log_file:
         try:
@@ -107,9 +106,13 @@ def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterato
         handlers[-1].setFormatter(_FileFormatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if log_file else level)
+    logger.propagate = False
     try:
         yield logger
     finally:
+        logger.setLevel(level_before)
+        logger.propagate = propagated
         for handler in handlers:
             logger.removeHandler(handler)
             handler.close()

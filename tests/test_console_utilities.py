@@ -145,10 +145,12 @@ def test_the_console_shows_from_its_level_up_and_the_file_everything(tmp_path):
 
 
 def test_logging_ends_with_its_block(tmp_path):
-    console = make_console()
-    with logging_to(console, level=logging.INFO, log_file=None) as logger:
-        pass
-    logger.info("afterwards")
+    console, logger = make_console(), logging.getLogger("sam2vit")
+    before = logger.level, logger.propagate, logger.handlers[:]
+    with logging_to(console, level=logging.INFO, log_file=str(tmp_path / "run.log")):
+        assert (logger.level, logger.propagate, len(logger.handlers)) == (logging.DEBUG, False, len(before[2]) + 2)
+    assert (logger.level, logger.propagate, logger.handlers) == before
+    logger.warning("afterwards")
     assert text(console) == ""
 
 
