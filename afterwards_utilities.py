@@ -123,13 +123,12 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
 
     Returns whether it could be promised.
     """
-    rows = list(finished.records.values())
     labels = read_labels(Path(settings.evaluate), finished.find)
     if labels.unknown:
         _LOGGER.warning(
             "%s: %d names are no photos of this output, such as %s", settings.evaluate, labels.unknown, labels.example
         )
-    evaluation = evaluate(rows, labels, finished.items)
+    evaluation = evaluate(finished.records.rows(), labels, finished.items)
     print_evaluation(console, evaluation)
     contents = {
         EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False).encode(),
@@ -143,8 +142,8 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
     target = settings.target_precision
     if target is None:
         return True
-    probabilities, right = judge(rows, labels)
-    scores = np.array([row["item_probability"] for row in rows])
+    probabilities, right = judge(finished.records.rows(), labels)
+    scores = np.fromiter((row["item_probability"] for row in finished.records.rows()), float)
     threshold = find_threshold(scores, probabilities, right, target=target)
     print_line(console, describe(threshold))
     if threshold.threshold is None:
@@ -165,7 +164,7 @@ def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, 
     with RunProgress(console, total=len(finished.records)) as progress:
         missing = redraw_missing(
             folders.report,
-            finished.records.values(),
+            finished.records.rows(),
             output=finished.places.output,
             review=finished.places.review,
             dataset_dir=folders.dataset,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import json
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import csv_utilities
 from config_utilities import PROMPT_KEYS, Settings
@@ -26,9 +31,9 @@ from record_utilities import (
     VIEW,
     WRONG,
     Places,
+    StoredRecords,
     Thresholds,
     label_record,
-    read_records,
     review_flags,
 )
 from revision_utilities import earlier_names, finish_revision, revise, to_undo
@@ -54,14 +59,14 @@ class Finished:
     Attributes:
         places: Its folders, which nobody else may be writing to.
         settings: What its `.run.json` says.
-        records: By source.
+        records: Those that have a cut-out.
+        missing: The sources of the others.
     """
 
     places: Places
     settings: dict[str, Any]
-    records: dict[str, Row]
-    _by_name: dict[str, Row] = field(default_factory=dict)
-    _shared: set[str] = field(default_factory=set)
+    records: StoredRecords
+    missing: frozenset[str] = frozenset()
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -73,48 +78,66 @@ class Finished:
         """What was too doubtful for its item's folder."""
         return thresholds_of(self.settings)
 
-    def find(self, name: str) -> Row | None:
-        """Returns the record that a name means; None where it means none, or several.
+    def find(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns the source of the photo that each name means, without the names that mean none, or several.
 
         That is: its file name, now or before a revision; the photo's path in the dataset; the file name without its
         item; each of them without its ending, too.
         """
-        if not self._by_name:
-            self._by_name = _index(self.records.values(), earlier_names(self.places))
-        for key in (name, _without_ending(name)):
-            row = self._by_name.get(key)
-            if row is not None:
-                return row or None
-        return None
+        names = set(names)
+        wanted = names | set(map(_without_ending, names))
+        exact: dict[str, str] = {}
+        loose: dict[str, str | None] = {}
+        for row in self.records.rows():
+            source, file_name, name = row["source"], row["file_name"], _name_of(row)
+            if file_name in wanted:
+                exact[file_name] = source
+            for key in wanted.intersection({name, *map(_without_ending, (name, source, file_name))}):
+                loose[key] = None if loose.get(key, source) != source else source
+        earlier = earlier_names(self.places, wanted)
+        exact = {key: source for key, source in earlier.items() if source in self.records} | exact
+        by_source = {key: key for key in wanted if key in self.records}
+        sources = {**loose, **by_source, **exact}
+        meant = {name: sources.get(name, sources.get(_without_ending(name))) for name in names}
+        return {name: source for name, source in meant.items() if source is not None}
 
-    def revise(self, after: Iterable[Row], *, by: str, settings: Mapping[str, Any] | None = None) -> int:
+    def revise(self, changes: Iterable[tuple[Row, Row]], *, by: str, settings: Mapping[str, Any] | None = None) -> int:
         """Changes records, moves their cut-outs, and returns how many of them were not like that before.
 
         Args:
-            after: The records as they are to be.
+            changes: (record, record as it is to be) of some.
             by: What asks for it.
             settings: What `.run.json` is to say; what it says now where None.
         """
-        changes = [(self.records[row["source"]], row) for row in after]
-        changes = [(before, row) for before, row in changes if before != row]
         new = self.settings if settings is None else dict(settings)
-        if not changes and new == self.settings:
-            return 0
-        revise(self.places, changes, by=by, settings=None if new == self.settings else (self.settings, new))
+        count = revise(
+            self.places,
+            ((before, after) for before, after in changes if before != after),
+            by=by,
+            settings=None if new == self.settings else (self.settings, new),
+        )
         self.settings = new
-        self.records.update((row["source"], row) for _, row in changes)
-        self._by_name = {}
-        return len(changes)
+        if count:
+            self.records = StoredRecords(self.places, lambda row: row["source"] not in self.missing)
+        return count
 
     def placed(self, row: Row, item: str, thresholds: Thresholds) -> Row:
         """Returns a record with another label, its flags set anew, under a file name that is nobody else's."""
         name = _name_of(row)
-        if not self._shared:
-            count = Counter(_name_of(each) for each in self.records.values())
-            self._shared = {each for each, times in count.items() if times > 1} or {""}
         if item != row["label"] and name in self._shared:  # with a photo of an earlier run, since renamed or deleted
             name = alternative_name(PhotoFile(Path(), row["source"], name))
         return {**row, "file_name": f"{item}/{name}", "label": item, "flags": review_flags(row, thresholds)}
+
+    @functools.cached_property
+    def _shared(self) -> frozenset[str]:
+        """The file names without an item that several records have."""
+        digests = np.fromiter((_digest(_name_of(row)) for row in self.records.rows()), np.uint64)
+        digests.sort()
+        suspects = set(digests[1:][digests[1:] == digests[:-1]].tolist())
+        if not suspects:
+            return frozenset()
+        count = Counter(name for name in map(_name_of, self.records.rows()) if _digest(name) in suspects)
+        return frozenset(name for name, times in count.items() if times > 1)
 
 
 def read_finished(output: Path) -> Finished:
@@ -133,37 +156,31 @@ def read_finished(output: Path) -> Finished:
         raise OutputError(f"--output {output}: no run has written to it yet; name the output of one") from None
     except (ValueError, RecursionError):
         raise OutputError(f"{output / RUN}: is damaged; run over the photos again with --overwrite") from None
+    missing: dict[str, str] = {}  # by source, the file name
+
+    def has_cut_out(row: Row) -> bool:
+        if places.png(row).exists():
+            missing.pop(row["source"], None)
+            return True
+        missing[row["source"]] = row["file_name"]
+        return False
+
     # A record stands in both files where a kill has come between them; the later one is as good as the other.
-    records = {row["source"]: row for folder in places for row in read_records(folder)[0]}
-    missing = {source: row for source, row in records.items() if not places.png(row).exists()}
+    records = StoredRecords(places, has_cut_out)
     if missing:
         _LOGGER.warning(
             "%s: %d records have no cut-out any more, such as %s; a run over the photos brings them back",
             output,
             len(missing),
-            next(iter(missing.values()))["file_name"],
+            next(iter(missing.values())),
         )
-    return Finished(places, settings, {source: row for source, row in records.items() if source not in missing})
+    return Finished(places, settings, records, frozenset(missing))
 
 
 def thresholds_of(settings: Mapping[str, Any]) -> Thresholds:
     """Returns the thresholds that a `.run.json` speaks of; what it leaves out is the default."""
     given = {name: settings[key] for name, key in _THRESHOLDS.items() if key in settings}
     return Thresholds(**given, strict=bool(settings.get("strict")))
-
-
-def _index(rows: Iterable[Row], earlier: Mapping[str, str]) -> dict[str, Row]:
-    """Returns the records by all names that mean them; an empty one where a name means several."""
-    rows = list(rows)
-    by_source = {row["source"]: row for row in rows}
-    exact = {row["file_name"]: row for row in rows}
-    exact |= {name: by_source[source] for name, source in earlier.items() if source in by_source and name not in exact}
-    loose: dict[str, Row] = {}
-    for row in rows:
-        name = _name_of(row)
-        for key in {name, *map(_without_ending, (name, row["source"], row["file_name"]))}:
-            loose[key] = {} if key in loose and loose[key] is not row else row
-    return {**loose, **by_source, **exact}
 
 
 def _without_ending(name: str) -> str:
@@ -173,6 +190,11 @@ def _without_ending(name: str) -> str:
 def _name_of(row: Row) -> str:
     """Returns the file name of a cut-out without its item."""
     return row["file_name"].partition("/")[2]
+
+
+def _digest(name: str) -> int:
+    """Returns 8 bytes of a name's digest: of 5 million names, two share one in one of a million outputs."""
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
@@ -196,7 +218,8 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
     rows = csv_utilities.read_csv(path, flag=flag)
     columns = [csv_utilities.find_column(rows, (name,), path, flag=flag) for name in ("file_name", "item", "verdict")]
     counts: Counter[str] = Counter()
-    after: dict[str, Row] = {}
+    changes: dict[str, tuple[Row, Row]] = {}
+    sources = finished.find(line[columns[0]] for line in rows)
     for line in rows:
         name, item, verdict = (line[column] for column in columns)
         verdict = verdict.strip().lower()
@@ -204,14 +227,14 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
             raise ConfigError(f"{flag} {path}: {name!r}: {verdict!r} is no verdict; write {', '.join(VERDICTS)}")
         if item and item not in finished.items:
             raise ConfigError(f"{flag} {path}: {name!r}: {item!r} is no item of this run; {_nearest(item, finished)}")
-        row = finished.find(name)
-        if row is None:
+        if name not in sources:
             counts["unknown"] += 1
             _LOGGER.warning("%s: %s: no photo of this output; left out", path, name)
             continue
         counts[verdict] += 1
-        after[row["source"]] = _corrected(finished, row, item, verdict)
-    counts["changed"] = finished.revise(after.values(), by=f"{flag} {path}")
+        row = finished.records[sources[name]]
+        changes[row["source"]] = row, _corrected(finished, row, item, verdict)
+    counts["changed"] = finished.revise(changes.values(), by=f"{flag} {path}")
     return counts
 
 
@@ -242,21 +265,30 @@ def undo(finished: Finished) -> str:
     last = to_undo(finished.places)
     if last is None:
         raise OutputError(f"--undo: {finished.places.output} has nothing to take back")
-    changes = [(after, before) for before, after in last.changes if finished.records.get(after["source"]) == after]
-    if len(changes) < len(last.changes):
-        _LOGGER.warning(
-            "%d of %d records have changed since; they stay", len(last.changes) - len(changes), len(last.changes)
-        )
-    settings = last.settings and (last.settings[1], last.settings[0])
-    revise(finished.places, changes, by=f"--undo of {last.by}", settings=settings, undoes=last.number)
+    count = revise(
+        finished.places,
+        ((after, before) for before, after in last.changes if finished.records.get(after["source"]) == after),
+        by=f"--undo of {last.by}",
+        settings=last.settings and (last.settings[1], last.settings[0]),
+        undoes=last.number,
+    )
+    if count < len(last.changes):
+        _LOGGER.warning("%d of %d records have changed since; they stay", len(last.changes) - count, len(last.changes))
     return last.by
 
 
 def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> int:
     """Sorts the photos anew into the output and its review folder, and returns how many have moved."""
-    after = [{**row, "flags": review_flags(row, thresholds)} for row in finished.records.values()]
-    moved = sum(finished.places.of(row) != finished.places.of(finished.records[row["source"]]) for row in after)
-    finished.revise(after, by=by, settings=with_thresholds(finished.settings, thresholds))
+    moved = 0
+
+    def sort_anew() -> Iterator[tuple[Row, Row]]:
+        nonlocal moved
+        for row in finished.records.rows():
+            after = {**row, "flags": review_flags(row, thresholds)}
+            moved += finished.places.of(row) != finished.places.of(after)
+            yield row, after
+
+    finished.revise(sort_anew(), by=by, settings=with_thresholds(finished.settings, thresholds))
     return moved
 
 
@@ -315,27 +347,25 @@ def relabel(
             f"--relabel: {int((indices < 0).sum())} of {len(sources)} photos have no image features, such as "
             f"{sources[int((indices < 0).argmax())]!r}; run over the photos again with --overwrite"
         )
-    after: list[Row] = []
-    kept = 0
-    for begin in range(0, len(sources), _AT_ONCE):
-        some = slice(begin, begin + _AT_ONCE)
-        labels = clip_model.decide_stored(features[indices[some]])
-        for source, label in zip(sources[some], labels, strict=True):
-            row = finished.records[source]
-            by_human = row["label_source"] == "human" and row["label"] in clip_model.items
-            kept += by_human
-            after.append(_relabelled(finished, row, label, thresholds, by_human=by_human))
-    before = dict(finished.records)
-    changed = Counter(
-        (before[row["source"]]["label"], row["label"])
-        for row in after
-        if before[row["source"]]["label"] != row["label"]
-    )
-    to_review = sum(
-        finished.places.of(row) == finished.places.review != finished.places.of(before[row["source"]]) for row in after
-    )
-    finished.revise(after, by=by, settings=settings)
-    return Relabelling(changed, kept, len(after), to_review)
+    changed: Counter[tuple[str, str]] = Counter()
+    kept = to_review = 0
+
+    def label_anew() -> Iterator[tuple[Row, Row]]:
+        nonlocal kept, to_review
+        rows = finished.records.rows()
+        for begin in range(0, len(sources), _AT_ONCE):
+            labels = clip_model.decide_stored(features[indices[begin : begin + _AT_ONCE]])
+            for row, label in zip(itertools.islice(rows, len(labels)), labels, strict=True):
+                by_human = row["label_source"] == "human" and row["label"] in clip_model.items
+                after = _relabelled(finished, row, label, thresholds, by_human=by_human)
+                kept += by_human
+                if row["label"] != after["label"]:
+                    changed[row["label"], after["label"]] += 1
+                to_review += finished.places.of(after) == finished.places.review != finished.places.of(row)
+                yield row, after
+
+    finished.revise(label_anew(), by=by, settings=settings)
+    return Relabelling(changed, kept, len(sources), to_review)
 
 
 def _relabelled(finished: Finished, row: Row, label: Label, thresholds: Thresholds, *, by_human: bool) -> Row:

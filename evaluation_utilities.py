@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,74 +46,65 @@ class Labels:
     bad_masks: int
 
 
-@dataclass
-class _Reading:
-    """Labels while they are read."""
-
-    find: Callable[[str], Mapping[str, Any] | None]
-    path: Path
-    flag: str
-    truth: dict[str, str | None] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    bad_masks: int = 0
-
-    def add(self, names: Sequence[str], item: str | None) -> None:
-        """Takes in what is said of the photo that one of several names means."""
-        row = next(filter(None, map(self.find, names)), None)
-        if row is None:
-            self.unknown.append(names[0])
-            return
-        source = row["source"]
-        if self.truth.setdefault(source, item) != item:
-            one, other = ("wrong" if each is None else repr(each) for each in (self.truth[source], item))
-            raise ConfigError(f"{self.flag} {self.path}: {source!r}: is called {one} and {other}; keep one of them")
-
-
-def read_labels(path: Path, find: Callable[[str], Mapping[str, Any] | None], *, flag: str = "--evaluate") -> Labels:
+def read_labels(path: Path, find: Callable[[Iterable[str]], Mapping[str, str]], *, flag: str = "--evaluate") -> Labels:
     """Returns what people say of the photos of a run.
 
     Args:
         path: A .csv with `file_name` and `item`, and perhaps `verdict` as the report's page saves it; or a folder of
             class folders with photos or cut-outs.
-        find: Returns the record that a name means; None where it means none.
+        find: Returns the sources of the photos that names mean, without those that mean none.
         flag: That names the path, for messages.
 
     Raises:
         ConfigError: It can't be read, contradicts itself, or says nothing of any photo of the run.
     """
-    reading = _Reading(find, path, flag)
-    if path.is_dir():
-        _read_folder(reading)
-    else:
-        _read_csv(reading)
-    if not reading.truth:
-        hint = f", such as {reading.unknown[0]!r}, which is none" if reading.unknown else ""
+    said, bad_masks = (_read_folder(path), 0) if path.is_dir() else _read_csv(path, flag)
+    sources = find(itertools.chain.from_iterable(names for names, _ in said))
+    truth: dict[str, str | None] = {}
+    unknown: list[str] = []
+    for names, item in said:
+        source = next((sources[name] for name in names if name in sources), None)
+        if source is None:
+            unknown.append(names[0])
+        elif truth.setdefault(source, item) != item:
+            one, other = ("wrong" if each is None else repr(each) for each in (truth[source], item))
+            raise ConfigError(f"{flag} {path}: {source!r}: is called {one} and {other}; keep one of them")
+    if not truth:
+        hint = f", such as {unknown[0]!r}, which is none" if unknown else ""
         raise ConfigError(f"{flag} {path}: labels no photo of this output{hint}; name them as metadata.jsonl does")
-    example = reading.unknown[0] if reading.unknown else ""
-    return Labels(reading.truth, len(reading.unknown), example, reading.bad_masks)
+    return Labels(truth, len(unknown), unknown[0] if unknown else "", bad_masks)
 
 
-def _read_folder(reading: _Reading) -> None:
-    for file in sorted(reading.path.rglob("*")):
-        parts = file.relative_to(reading.path).parts
+# Names of which the first that means a photo counts, and what is said of it.
+_Said = list[tuple[Sequence[str], str | None]]
+
+
+def _read_folder(path: Path) -> _Said:
+    said: _Said = []
+    for file in sorted(path.rglob("*")):
+        parts = file.relative_to(path).parts
         if len(parts) > 1 and file.is_file() and not any(part.startswith(".") for part in parts):
             # The whole first: where the dataset itself has class folders, that is the photo's own name.
-            reading.add(["/".join(parts), "/".join(parts[1:])], _to_item(parts[0]))
+            said.append((("/".join(parts), "/".join(parts[1:])), _to_item(parts[0])))
+    return said
 
 
-def _read_csv(reading: _Reading) -> None:
-    path, flag = reading.path, reading.flag
+def _read_csv(path: Path, flag: str) -> tuple[_Said, int]:
+    """Returns what is said, and how many verdicts are on a mask only."""
     rows = csv_utilities.read_csv(path, flag=flag)
     name = csv_utilities.find_column(rows, ("file_name", "file", "source"), path, flag=flag)
     item = csv_utilities.find_column(rows, ("item", "label"), path, flag=flag)
+    said: _Said = []
+    bad_masks = 0
     for row in rows:
         verdict, truth = row.get("verdict", "right").strip().lower(), _to_item(row[item])
         if verdict == "bad mask":
-            reading.bad_masks += 1
+            bad_masks += 1
         elif verdict not in ("right", "wrong"):
             raise ConfigError(f"{flag} {path}: {row[name]!r}: {verdict!r} is no verdict; write right, wrong, bad mask")
         elif truth or verdict == "wrong":
-            reading.add([row[name]], truth or None)
+            said.append(((row[name],), truth or None))
+    return said, bad_masks
 
 
 def _to_item(text: str) -> str:
@@ -191,7 +183,7 @@ class Evaluation:
     left_out: int
 
 
-def evaluate(rows: Sequence[Mapping[str, Any]], labels: Labels, items: Sequence[str]) -> Evaluation:
+def evaluate(rows: Iterable[Mapping[str, Any]], labels: Labels, items: Sequence[str]) -> Evaluation:
     """Compares what the model has chosen with what people say, whatever corrections have made of it since.
 
     Args:
@@ -221,7 +213,7 @@ def evaluate(rows: Sequence[Mapping[str, Any]], labels: Labels, items: Sequence[
     )
 
 
-def judge(rows: Sequence[Mapping[str, Any]], labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+def judge(rows: Iterable[Mapping[str, Any]], labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Returns (n,) item_probability and (n,) bool whether the model is right, as `evaluate` counts, of labelled rows.
 
     Args:
@@ -240,7 +232,7 @@ class _Compared:
     probability: float
 
 
-def _compare(rows: Sequence[Mapping[str, Any]], labels: Labels) -> tuple[list[_Compared], int]:
+def _compare(rows: Iterable[Mapping[str, Any]], labels: Labels) -> tuple[list[_Compared], int]:
     """Returns the labelled photos, and how many more have a label that says nothing of the model."""
     labelled = [row for row in rows if row["source"] in labels.truth]
     # "Wrong" is said of the label that people see, which after a correction is not the model's.

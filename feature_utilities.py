@@ -80,9 +80,12 @@ def read_features(output: Path, sources: Sequence[str], dimension: int) -> tuple
     if not count:
         return nothing
     records = np.memmap(path, record, mode="r", offset=_HEAD.size, shape=(count,))
-    places = {bytes(digest): index for index, digest in enumerate(records["source"])}
-    indices = np.array([places.get(_digest(source), -1) for source in sources], np.int64)
-    return records["features"], indices
+    digests = np.ascontiguousarray(records["source"]).view(f"S{_DIGEST}")  # one that ends in zeros equals itself only
+    order = np.argsort(digests, kind="stable")
+    wanted = np.fromiter(map(_digest, sources), f"S{_DIGEST}", len(sources))
+    last = np.searchsorted(digests, wanted, side="right", sorter=order) - 1
+    indices = np.where(last < 0, -1, order[last])
+    return records["features"], np.where(digests[indices] == wanted, indices, -1)
 
 
 def _read_dimension(path: Place) -> int | None:

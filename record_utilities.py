@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,13 +158,72 @@ def read_records(folder: Place) -> tuple[list[dict[str, Any]], bool]:
     Records of earlier versions get the keys that they lack: readers expect the same of all.
     """
     rows, intact = read_lines(folder / METADATA, RECORD_TYPES)
-    for row in rows:
-        row.setdefault("flags", [])
-        if "model_label" not in row:
-            intact = False
-            row.update(label_source="human" if MOVED in row["flags"] else "model", model_label=row["label"])
-            row.setdefault("top_items", [{"item": row["label"], "probability": row["item_probability"]}])
-    return rows, intact
+    complete = [_complete(row) for row in rows]
+    return rows, intact and all(complete)
+
+
+def _complete(row: dict[str, Any]) -> bool:
+    """Adds what an earlier version's record lacks, and returns whether nothing but flags was missing."""
+    row.setdefault("flags", [])
+    if "model_label" in row:
+        return True
+    row.update(label_source="human" if MOVED in row["flags"] else "model", model_label=row["label"])
+    row.setdefault("top_items", [{"item": row["label"], "probability": row["item_probability"]}])
+    return False
+
+
+class StoredRecords(Mapping[str, dict[str, Any]]):
+    """Records by source, read from their files whenever they are asked for: memory holds where each of them stands.
+
+    Where several have one source, the last counts. Good until the files change.
+
+    Args:
+        folders: On a disk, whose metadata.jsonl hold them, in this order.
+        counts: Whether a record counts.
+    """
+
+    def __init__(self, folders: Iterable[Path], counts: Callable[[dict[str, Any]], bool] = lambda _: True) -> None:
+        self._paths = [folder / METADATA for folder in folders]
+        self._positions: dict[str, int] = {}
+        for position, row in self._read():
+            self._positions.pop(row["source"], None)  # or its place among the keys would be that of the first
+            if counts(row):
+                self._positions[row["source"]] = position
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields all records, each with a number for its position in its file and the file's among the files."""
+        for index, path in enumerate(self._paths):
+            position = 0
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                for line in file:
+                    row = _parse(line, RECORD_TYPES)
+                    if row is not None:
+                        _complete(row)
+                        yield position * len(self._paths) + index, row
+                    position += len(line)
+
+    def __getitem__(self, source: str) -> dict[str, Any]:
+        """Returns the record of a photo."""
+        position, index = divmod(self._positions[source], len(self._paths))
+        with self._paths[index].open("rb") as file:
+            file.seek(position)
+            row = json.loads(file.readline())
+        _complete(row)
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the sources in the order of the files."""
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        """Returns how many records there are."""
+        return len(self._positions)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yields the records in the order of the files, each of which is read once."""
+        for position, row in self._read():
+            if self._positions.get(row["source"]) == position:
+                yield row
 
 
 def iterate_records(places: Places) -> Iterator[dict[str, Any]]:
@@ -176,13 +235,14 @@ def iterate_records(places: Places) -> Iterator[dict[str, Any]]:
 
 def write_records(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
     """Lets a folder's metadata.jsonl hold just these records; without any, none is made."""
-    lines = b"".join(map(to_line, rows))
-    if lines or (folder / METADATA).exists():
-        replace_file(folder / METADATA, lines)
+    lines = map(to_line, rows)
+    first = next(lines, b"")
+    if first or (folder / METADATA).exists():
+        replace_file(folder / METADATA, itertools.chain([first], lines))
 
 
-def replace_file(path: Place, data: bytes) -> None:
-    """Lets a file that pieces are appended to hold just these bytes; it is not open meanwhile."""
+def replace_file(path: Place, data: bytes | Iterable[bytes]) -> None:
+    """Lets a file that pieces are appended to hold just these bytes, or pieces; it is not open meanwhile."""
     parts = parts_of(path) if isinstance(path, RemotePath) else []
     write_atomically(path, data)
     drop_parts(parts)
@@ -213,16 +273,17 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
 
 
-def write_atomically(path: Place, data: bytes) -> None:
-    """Writes a file, whole or not at all, even where the power fails."""
+def write_atomically(path: Place, data: bytes | Iterable[bytes]) -> None:
+    """Writes bytes, or pieces one after the other, to a file: whole or not at all, even where the power fails."""
+    pieces = (data,) if isinstance(data, bytes) else data
     if isinstance(path, RemotePath):
-        path.write_bytes(data)
+        path.write_bytes(b"".join(pieces))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())  # or the name may reach the disk before the contents
         temporary.replace(path)

@@ -3,16 +3,21 @@
 The output's `.revisions.jsonl` is a write-ahead log: the head of a revision, a line per changed record with the record
 before and after, and a line that says that files and records are as it wants them. What was cut off before its last
 change was written has not begun; what lacks only the last line is done again, which changes nothing twice.
+
+A revision may change millions of records: they are read from the log and from metadata.jsonl one at a time, and memory
+holds where they stand.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +28,7 @@ from record_utilities import (
     RUN,
     AppendedFile,
     Places,
-    read_records,
+    StoredRecords,
     stopped,
     to_line,
     write_atomically,
@@ -32,6 +37,7 @@ from record_utilities import (
 
 REVISIONS = ".revisions.jsonl"
 _TAIL = 4096  # bytes at the end of the log that hold its last line, where a revision is done
+_IN_MEMORY = 1 << 24  # bytes of changes; more of them wait on the disk until all are known
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Revision:
         by: What asked for it, in words.
         undoes: The number of the revision that it takes back; None where it takes none back.
         settings: What `.run.json` said before and says after it; None where that stays.
-        changes: (record before, record after), whose `source` is the same.
+        changes: Of records.
         done: Whether files and records are as it wants them.
     """
 
@@ -51,19 +57,65 @@ class Revision:
     by: str
     undoes: int | None
     settings: tuple[dict[str, Any], dict[str, Any]] | None
-    changes: list[tuple[dict[str, Any], dict[str, Any]]]
+    changes: Changes
     done: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The changes of a revision, each (record before, record after) of one source; they are read when asked for.
+
+    Attributes:
+        path: The log.
+        begin: Where they begin in it, in bytes.
+        count: How many they are.
+    """
+
+    path: Path
+    begin: int
+    count: int
+
+    def __len__(self) -> int:
+        """Returns how many there are."""
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yields them in the order in which they were asked for."""
+        return ((change["before"], change["after"]) for _, change in self._read())
+
+    def _read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self.path.open("rb") as file:
+            position = file.seek(self.begin)
+            for line in itertools.islice(file, self.count):
+                yield position, json.loads(line)
+                position += len(line)
+
+    @contextlib.contextmanager
+    def records_after(self) -> Iterator[Callable[[str], dict[str, Any] | None]]:
+        """Lends a function that returns the record of a source after them; None where they do not change it."""
+        positions = {change["after"]["source"]: position for position, change in self._read()}
+        with self.path.open("rb") as file:
+
+            def find(source: str) -> dict[str, Any] | None:
+                if source not in positions:
+                    return None
+                file.seek(positions[source])
+                return json.loads(file.readline())["after"]
+
+            yield find
 
 
 def revise(
     places: Places,
-    changes: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    changes: Iterable[tuple[dict[str, Any], dict[str, Any]]],
     *,
     by: str,
     settings: tuple[dict[str, Any], dict[str, Any]] | None = None,
     undoes: int | None = None,
-) -> None:
-    """Changes records of an output, and moves their cut-outs to where the new ones say.
+) -> int:
+    """Changes records of an output, moves their cut-outs to where the new ones say, and returns how many they are.
+
+    Without a change, and without another thing to be said, nothing is written.
 
     Args:
         places: The folders of the output, which nobody else may be writing to; the last revision is finished.
@@ -82,16 +134,26 @@ def revise(
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "undoes": undoes,
         "settings": settings,
-        "changes": len(changes),
     }
-    try:
-        log = AppendedFile(path)
-    except OSError as error:
-        raise stopped(path, error) from None
-    with contextlib.closing(log):
-        log.append(b"".join(map(to_line, [head, *({"before": one, "after": other} for one, other in changes)])))
-        log.sync()
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=places.output) as spool:  # the head says how many follow
+        count = 0
+        try:
+            for before, after in changes:
+                spool.write(to_line({"before": before, "after": after}))
+                count += 1
+            spool.seek(0)
+            if not count and settings is None and undoes is None:
+                return 0
+            log = AppendedFile(path)
+        except OSError as error:
+            raise stopped(path, error) from None
+        with contextlib.closing(log):
+            log.append(to_line(head | {"changes": count}))
+            while piece := spool.read(_IN_MEMORY):
+                log.append(piece)
+            log.sync()
     finish_revision(places)
+    return count
 
 
 def finish_revision(places: Places) -> None:
@@ -130,13 +192,13 @@ def to_undo(places: Places) -> Revision | None:
     return standing[-1] if standing else None
 
 
-def earlier_names(places: Places) -> dict[str, str]:
-    """Returns the source of the photo that had a file name before a revision; the latest counts."""
+def earlier_names(places: Places, names: Collection[str]) -> dict[str, str]:
+    """Returns the source of the photo that had one of these file names before a revision; the latest counts."""
     return {
         before["file_name"]: before["source"]
         for revision in read_revisions(places)
         for before, after in revision.changes
-        if before["file_name"] != after["file_name"]
+        if before["file_name"] in names and before["file_name"] != after["file_name"]
     }
 
 
@@ -160,31 +222,35 @@ def _parse(path: Path) -> Iterator[tuple[Revision | None, int]]:
         OutputError: The log is damaged elsewhere than at its end.
     """
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        file = path.open("rb")
     except FileNotFoundError:
         return
-    position = index = 0
-    while index < len(lines):
-        head = _load(lines[index])
-        count = head.get("changes", 0)
-        end = index + 1 + count
-        changes = [_load(line) for line in lines[index + 1 : end]]
-        whole = "changes" in head and len(changes) == count and all(changes)
-        done = whole and end < len(lines) and "done" in _load(lines[end])
-        if not done and end + 1 < len(lines):
-            raise OutputError(f"{path}: is damaged at line {index + 1}; delete it: records stay, undo ends there")
-        if not whole:
-            yield None, position
-            return
-        position += sum(map(len, lines[index : end + done]))
-        yield _read_revision(head, changes, done=done), position
-        index = end + 1
+    with file:
+        begin, number = 0, 1  # of a revision: in bytes, and its first line
+        while line := file.readline():
+            head = _load(line)
+            changes_begin = end = begin + len(line)
+            count, whole = 0, "changes" in head
+            for line in itertools.islice(file, head.get("changes", 0)):
+                count += 1
+                end += len(line)
+                whole = whole and bool(_load(line))
+            whole = whole and count == head["changes"]
+            mark = file.readline()
+            done = whole and "done" in _load(mark)
+            if not done and file.readline():
+                raise OutputError(f"{path}: is damaged at line {number}; delete it: records stay, undo ends there")
+            if not whole:
+                yield None, begin
+                return
+            begin = end + (len(mark) if done else 0)
+            yield _read_revision(head, Changes(path, changes_begin, count), done=done), begin
+            number += 2 + count
 
 
-def _read_revision(head: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], *, done: bool) -> Revision:
+def _read_revision(head: Mapping[str, Any], changes: Changes, *, done: bool) -> Revision:
     settings = head["settings"] and tuple(head["settings"])
-    pairs = [(each["before"], each["after"]) for each in changes]
-    return Revision(head["revision"], head["by"], head["undoes"], settings, pairs, done)
+    return Revision(head["revision"], head["by"], head["undoes"], settings, changes, done)
 
 
 def _load(line: bytes) -> dict[str, Any]:
@@ -207,19 +273,30 @@ def _make(places: Places, revision: Revision) -> None:
     for folder in emptied:
         _remove_empty(folder, places)
 
-    changed = {after["source"]: after for _, after in revision.changes}
-    counts: dict[Path, Counter[str]] = {}
-    for folder in places:
-        # A record that a kill has caught between the two files is in the revision.
-        there = {row["source"]: changed.get(row["source"], row) for row in read_records(folder)[0]}
-        rows = [row for row in (there | changed).values() if places.of(row) == folder]
-        if rows:
-            folder.mkdir(parents=True, exist_ok=True)
-        write_records(folder, rows)
-        counts[folder] = Counter(row["label"] for row in rows)
+    counts: dict[Path, Counter[str]] = {folder: Counter() for folder in places}
+    with revision.changes.records_after() as find:
+        for folder in places:
+            write_records(folder, _counted(_records_of(folder, places, revision.changes, find), counts[folder]))
     write_cards(places, counts[places.output], counts[places.review])
     if revision.settings is not None:
         write_atomically(places.output / RUN, json.dumps(revision.settings[1], indent=1).encode())
+
+
+def _records_of(
+    folder: Path, places: Places, changes: Changes, find: Callable[[str], dict[str, Any] | None]
+) -> Iterator[dict[str, Any]]:
+    """Yields the records that a folder is to have: its own as they are to be, then those that come to it."""
+    there = StoredRecords([folder])
+    # A record that a kill has caught between the two files is in the revision.
+    own = (find(row["source"]) or row for row in there.rows())
+    others = (after for _, after in changes if after["source"] not in there)
+    return (row for row in itertools.chain(own, others) if places.of(row) == folder)
+
+
+def _counted(rows: Iterable[dict[str, Any]], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        counts[row["label"]] += 1
+        yield row
 
 
 def _remove_empty(folder: Path, places: Places) -> None:

@@ -59,7 +59,8 @@ def test_files_and_records_move_together(places):
     change(places)
     assert_made(places)
     [revision] = read_revisions(places)
-    assert (revision.number, revision.by, revision.changes, revision.done) == (1, "a test", CHANGES, True)
+    assert (revision.number, revision.by, list(revision.changes), revision.done) == (1, "a test", CHANGES, True)
+    assert len(revision.changes) == 2
 
 
 def test_what_was_changed_can_be_undone(places):
@@ -79,7 +80,8 @@ def test_what_was_changed_can_be_undone(places):
 
 def test_earlier_names_are_known(places):
     change(places)
-    assert earlier_names(places) == {"red/sub/b.png": "sub/b.jpg"}
+    assert earlier_names(places, {"red/sub/b.png", "blue/c.png", "red/a.png"}) == {"red/sub/b.png": "sub/b.jpg"}
+    assert earlier_names(places, {"red/a.png"}) == {}
 
 
 @pytest.mark.parametrize("operation", ["replace", "write_records", "write_cards", "write_atomically", "append"])
