@@ -44,8 +44,8 @@ from record_utilities import (
     FAILURES,
     Places,
     Thresholds,
+    iterate_lines,
     iterate_records,
-    read_lines,
     write_atomically,
 )
 from report_utilities import CONFUSION, EVALUATION, forget_evaluation, read_facts, write_report
@@ -222,7 +222,7 @@ def write_side_products(
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         print_line(console, f"Exports in {folders.export}/: {told}")
     if not settings.no_report:
-        failures, _ = read_lines(places.output / FAILURES, FAILURE_TYPES)
+        failures = list(filter(None, iterate_lines(places.output / FAILURES, FAILURE_TYPES)))
         page = write_report(
             folders.report,
             places,

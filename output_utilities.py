@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ from record_utilities import (
     Thresholds,
     delete_file,
     iterate_lines,
+    iterate_records,
     open_to_append,
-    read_lines,
-    read_records,
     replace_file,
     stopped,
     to_line,
@@ -205,7 +205,7 @@ class OutputFolder:
 
     def clear_after_deaths(self) -> None:
         """Deletes what processes have left of their work that were writing here for this run, and died."""
-        recorded = {(folder, row["file_name"]) for folder in self.places for row in read_records(folder)[0]}
+        recorded = {(folder, row["file_name"]) for folder in self.places for row in iterate_records([folder])}
         for folder in self.places:
             for file in _find_pngs(folder):
                 if (folder, file) not in recorded | self._orphans:
@@ -288,9 +288,8 @@ class OutputFolder:
         """
         found = {(folder, file) for folder in self.places for file in _find_pngs(folder)}
         if not self._count_records(found):
-            for row in self._read_records(found).values():
-                self._note(row)
-        failures, _ = read_lines(self.path / FAILURES, FAILURE_TYPES)
+            self._mend_records(found)
+        failures = filter(None, iterate_lines(self.path / FAILURES, FAILURE_TYPES))
         self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
         self._write_failures()
         return found - self._recorded
@@ -317,24 +316,39 @@ class OutputFolder:
         self._recorded.add((self.places.of(row), row["file_name"]))
         self._count(row)
 
-    def _read_records(self, found: set[tuple[Place, str]]) -> dict[str, dict[str, Any]]:
-        """Returns the records whose PNG is there, by source, and lets the files hold just these."""
-        files = {folder: read_records(folder) for folder in self.places}
-        records: dict[str, dict[str, Any]] = {}
+    def _mend_records(self, found: set[tuple[Place, str]]) -> None:
+        """Lets the files hold just the records whose PNG is there, each in the folder where that is, and notes them."""
+        last: dict[str, int] = {}  # where the record of a source stands that counts, where it has several
+        arrived: dict[Place, dict[int, dict[str, Any]]] = {folder: {} for folder in self.places}
         moved = 0
-        for folder, (rows, _) in files.items():
-            for row in rows:
-                settled = self._settle(row, folder, found)
-                if settled is not None:
-                    moved += settled is not row
-                    records[row["source"]] = settled
+        for folder in self.places:
+            for position, row, settled in self._settled_records(folder, found):
+                moved += settled is not row
+                last[settled["source"]] = position
+                if self.places.of(settled) != folder:
+                    arrived[self.places.of(settled)][position] = settled
         if moved:
             _LOGGER.warning("%s: %d cut-outs were moved to another item by hand; that stands", self.path, moved)
-        for folder, (rows, intact) in files.items():
-            now = [row for row in records.values() if self.places.of(row) == folder]
-            if now != rows or not intact:
-                write_records(folder, now)
-        return records
+
+        def records_of(folder: Place) -> Iterator[dict[str, Any]]:
+            own = ((position, settled) for position, _, settled in self._settled_records(folder, found))
+            for position, row in itertools.chain(own, arrived[folder].items()):
+                if self.places.of(row) == folder and last[row["source"]] == position:
+                    self._note(row)
+                    yield row
+
+        for folder in self.places:
+            write_records(folder, records_of(folder))
+
+    def _settled_records(
+        self, folder: Place, found: set[tuple[Place, str]]
+    ) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Yields the records of a folder whose PNG is somewhere: a number for each, the record, and it settled."""
+        folders = tuple(self.places)
+        for number, row in enumerate(iterate_records([folder])):
+            settled = self._settle(row, folder, found)
+            if settled is not None:
+                yield number * len(folders) + folders.index(folder), row, settled
 
     def _settle(self, row: dict[str, Any], folder: Place, found: set[tuple[Place, str]]) -> dict[str, Any] | None:
         """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
@@ -368,8 +382,7 @@ class OutputFolder:
         Its settings stay, by which the folder is known as one of this program, until those of this run replace them.
         """
         for folder in self.places:
-            rows, _ = read_records(folder)
-            for row in rows:
+            for row in iterate_records([folder]):
                 path = folder / row["file_name"]
                 if path.resolve().is_relative_to(folder.resolve()):  # whatever a hand has written there
                     path.unlink(missing_ok=True)

@@ -152,24 +152,24 @@ class Places:
         return self.of(row) / row["file_name"]
 
 
-def read_records(folder: Place) -> tuple[list[dict[str, Any]], bool]:
-    """Returns the records of a folder, and whether its metadata.jsonl holds just these.
+def iterate_records(folders: Iterable[Place]) -> Iterator[dict[str, Any]]:
+    """Yields the records of folders, such as those of `Places`, however many there are, without holding them.
 
-    Records of earlier versions get the keys that they lack: readers expect the same of all.
+    Records of earlier versions get the keys that they lack: readers expect the same of all. Lines that are none are
+    left out.
     """
-    rows, intact = read_lines(folder / METADATA, RECORD_TYPES)
-    complete = [_complete(row) for row in rows]
-    return rows, intact and all(complete)
+    for folder in folders:
+        for row in iterate_lines(folder / METADATA, RECORD_TYPES):
+            if row is not None:
+                _complete(row)
+                yield row
 
 
-def _complete(row: dict[str, Any]) -> bool:
-    """Adds what an earlier version's record lacks, and returns whether nothing but flags was missing."""
+def _complete(row: dict[str, Any]) -> None:
     row.setdefault("flags", [])
-    if "model_label" in row:
-        return True
-    row.update(label_source="human" if MOVED in row["flags"] else "model", model_label=row["label"])
-    row.setdefault("top_items", [{"item": row["label"], "probability": row["item_probability"]}])
-    return False
+    if "model_label" not in row:
+        row.update(label_source="human" if MOVED in row["flags"] else "model", model_label=row["label"])
+        row.setdefault("top_items", [{"item": row["label"], "probability": row["item_probability"]}])
 
 
 class StoredRecords(Mapping[str, dict[str, Any]]):
@@ -224,13 +224,6 @@ class StoredRecords(Mapping[str, dict[str, Any]]):
         for position, row in self._read():
             if self._positions.get(row["source"]) == position:
                 yield row
-
-
-def iterate_records(places: Places) -> Iterator[dict[str, Any]]:
-    """Yields the records of an output, however many there are, without holding them."""
-    for folder in places:
-        with contextlib.suppress(FileNotFoundError), (folder / METADATA).open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
 
 
 def write_records(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -384,16 +377,6 @@ def stopped(path: Place, error: OSError) -> OutputError:
         f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
         "mend that, and the same command goes on from there: what was finished is kept"
     )
-
-
-def read_lines(path: Place, types: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
-    """Returns the rows of a JSONL file that have these keys and types, and whether that is the whole file.
-
-    A torn last line, the mark of a kill or a power cut, is left out.
-    """
-    lines = list(iterate_lines(path, types))
-    rows = [row for row in lines if row is not None]
-    return rows, len(rows) == len(lines)
 
 
 def iterate_lines(path: Place, types: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:

@@ -12,7 +12,6 @@ from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
 from png_utilities import read_mask
 from program import contents, pngs, rows
-from record_utilities import read_records
 
 
 @pytest.fixture
@@ -277,5 +276,6 @@ def test_an_output_of_an_earlier_version_goes_on(run, done, tmp_path):
     (done / ".run.json").write_text(json.dumps(settings))
     code, out, _ = run()
     assert (code, "0 photos written" in out) == (0, True)
-    assert read_records(done)[1]
-    assert all(row["label_source"] == "model" for row in rows(done / "metadata.jsonl"))
+    mended = rows(done / "metadata.jsonl")
+    assert [row["model_label"] for row in mended] == [row["label"] for row in old]
+    assert all(row["label_source"] == "model" and row["top_items"] for row in mended)

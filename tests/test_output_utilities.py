@@ -509,3 +509,24 @@ def test_a_last_line_without_its_newline_still_counts(tmp_path, ending):
         assert output.done == 2
         output.write(photo("c.jpg"), lambda: cut_out(make_image(), None), record())
     assert [row["source"] for row in rows(out / "metadata.jsonl")] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_mending_holds_no_records_in_memory(tmp_path):
+    fill(tmp_path / "out", photo("first.jpg"))
+    count, metadata = 3000, tmp_path / "out" / "metadata.jsonl"
+    [first] = rows(metadata)
+    for number in range(count):
+        (tmp_path / "out" / "red" / f"{number}.png").touch()
+    lines = ({**first, "source": f"{number}.jpg", "file_name": f"red/{number}.png"} for number in range(count))
+    metadata.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "out" / "train").mkdir()
+    (tmp_path / "out" / "red" / "7.png").rename(tmp_path / "out" / "train" / "7.png")
+    tracemalloc.start()
+    try:
+        output = open_folder(tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    output.__exit__(None, None, None)
+    assert (output.done, output.counts["train"], len(rows(metadata))) == (count, 1, count)
+    assert peak < 1500 * count  # bytes; 4,800 each when they were held as dictionaries

@@ -6,7 +6,7 @@ import pytest
 from focus_utilities import Focus
 from mask_utilities import Region
 from prompt_utilities import Label
-from record_utilities import METADATA, Places, Thresholds, photo_record, read_records, review_flags
+from record_utilities import METADATA, Places, StoredRecords, Thresholds, iterate_records, photo_record, review_flags
 from sam_utilities import Segmentation
 
 
@@ -84,9 +84,32 @@ def test_records_of_earlier_versions_get_the_keys_that_they_lack(tmp_path):
     old = {"file_name": "red/a.png", "label": "red", "source": "a.jpg", "item_probability": 0.5}
     by_hand = {**old, "source": "b.jpg", "flags": ["moved by hand"]}
     (tmp_path / METADATA).write_text(json.dumps(old) + "\n" + json.dumps(by_hand) + "\n")
-    rows, intact = read_records(tmp_path)
-    assert not intact
+    rows = list(iterate_records([tmp_path]))
     assert [row["label_source"] for row in rows] == ["model", "human"]
     assert rows[0]["model_label"] == "red"
     assert rows[0]["top_items"] == [{"item": "red", "probability": 0.5}]
     assert rows[0]["flags"] == []
+
+
+def stored(folder, *rows):
+    folder.mkdir(exist_ok=True)
+    lines = [{"file_name": f"red/{each['source']}", "label": "red", "item_probability": 0.5, **each} for each in rows]
+    (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_stored_records_are_read_where_they_stand(tmp_path):
+    one = stored(tmp_path / "one", {"source": "ä.jpg"}, {"source": "b.jpg"}, {"source": "c.jpg", "flags": ["small"]})
+    other = stored(tmp_path / "other", {"source": "b.jpg", "label": "blue"}, {"source": "d.jpg"})
+    records = StoredRecords([one, tmp_path / "none", other])
+    assert list(records) == [row["source"] for row in records.rows()] == ["ä.jpg", "c.jpg", "b.jpg", "d.jpg"]
+    assert [records[source] for source in records] == list(records.rows())
+    assert (records["b.jpg"]["label"], records["c.jpg"]["flags"], records["d.jpg"]["model_label"]) == (
+        "blue", ["small"], "red",
+    )  # fmt: skip
+    assert (len(records), "e.jpg" in records, records.get("e.jpg")) == (4, False, None)
+
+
+def test_stored_records_are_those_that_count_and_the_last_of_a_source_decides(tmp_path):
+    folder = stored(tmp_path, {"source": "a.jpg"}, {"source": "b.jpg"}, {"source": "b.jpg", "label": "blue"})
+    assert [row["source"] for row in StoredRecords([folder], lambda row: row["label"] == "red").rows()] == ["a.jpg"]

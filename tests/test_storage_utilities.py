@@ -19,7 +19,7 @@ from errors import ConfigError
 from lease_utilities import hold_lease
 from object_store import ENVIRONMENT, free_port, serve_s3
 from parts_utilities import PartsFile, parts_of, read_whole
-from record_utilities import read_lines, to_line
+from record_utilities import iterate_lines, to_line
 from storage_utilities import Entry, RemotePath, TooLongError, is_url, to_place
 
 
@@ -226,12 +226,12 @@ def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypa
     killed.append(to_line({"source": "a"}))
     [part] = parts_of(path)
     kept = part.read_bytes()
-    assert read_lines(path, {"source": str}) == ([{"source": "a"}], False)
+    assert list(iterate_lines(path, {"source": str})) == [{"source": "a"}, None]
     file = PartsFile(path)
     part.write_bytes(kept)  # as if it had been killed again, before it could delete it
     file.append(to_line({"source": "b"}))
     file.join()
-    assert [row["source"] for row in read_lines(path, {"source": str})[0]] == ["a", "a", "b"]
+    assert [row["source"] for row in iterate_lines(path, {"source": str}) if row] == ["a", "a", "b"]
 
 
 def test_an_object_is_replaced_where_nobody_else_has(folder):
