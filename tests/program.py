@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,18 @@ def command(*flags: object) -> list[str]:
 
 def start(*flags: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def peak_of(function: Callable[..., Any], *arguments: Any) -> int:
+    """Returns the most bytes that a function held of Python's memory: in a process where no other test has threads."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_trace, function, *arguments).result()
+
+
+def _trace(function: Callable[..., Any], *arguments: Any) -> int:
+    tracemalloc.start()
+    function(*arguments)
+    return tracemalloc.get_traced_memory()[1]
 
 
 def count_records(output: Path) -> int:
