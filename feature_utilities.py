@@ -83,9 +83,8 @@ def read_features(output: Path, sources: Sequence[str], dimension: int) -> tuple
     digests = np.ascontiguousarray(records["source"]).view(f"S{_DIGEST}")  # one that ends in zeros equals itself only
     order = np.argsort(digests, kind="stable")
     wanted = np.fromiter(map(_digest, sources), f"S{_DIGEST}", len(sources))
-    last = np.searchsorted(digests, wanted, side="right", sorter=order) - 1
-    indices = np.where(last < 0, -1, order[last])
-    return records["features"], np.where(digests[indices] == wanted, indices, -1)
+    last = order[np.searchsorted(digests, wanted, side="right", sorter=order) - 1]  # the nearest from below, or another
+    return records["features"], np.where(digests[last] == wanted, last, -1)
 
 
 def _read_dimension(path: Place) -> int | None:

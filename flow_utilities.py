@@ -325,7 +325,7 @@ def check_focus(settings: Settings) -> None:
     Raises:
         ConfigError: See `read_focus`.
     """
-    _, rows = _read_flags(settings)
+    _, rows = _read_focus_flags(settings)
     strays = stray_names(rows, to_place(settings.dataset_dir, flag="--dataset-dir"))
     if strays:
         _LOGGER.warning(
@@ -344,7 +344,7 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
     Raises:
         ConfigError: The flags ask for what `--focus` does not give, or its file can't be used.
     """
-    focus, rows = _read_flags(settings)
+    focus, rows = _read_focus_flags(settings)
 
     def point(photo: Photo) -> Focus | None:
         height, width = photo.image.shape[:2]
@@ -359,7 +359,7 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
     return point
 
 
-def _read_flags(settings: Settings) -> tuple[FocusWord | tuple[float, float] | Path, dict[str, PointRow]]:
+def _read_focus_flags(settings: Settings) -> tuple[FocusWord | tuple[float, float] | Path, dict[str, PointRow]]:
     focus = parse_focus(settings.focus)
     if settings.no_sam and (focus != "center" or settings.verify_focus):
         flag = "--verify-focus" if focus == "center" else f"--focus {settings.focus}"
