@@ -126,7 +126,10 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
     labels = read_labels(Path(settings.evaluate), finished.find)
     if labels.unknown:
         _LOGGER.warning(
-            "%s: %d names are no photos of this output, such as %s", settings.evaluate, labels.unknown, labels.example
+            "%s: names that are no photo of this output: %d, such as %s",
+            settings.evaluate,
+            labels.unknown,
+            labels.example,
         )
     evaluation = evaluate(finished.records.rows(), labels, finished.items)
     print_evaluation(console, evaluation)
@@ -173,7 +176,7 @@ def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, 
             on_progress=progress.advance,
         )
     if missing:
-        _LOGGER.warning("%d photos are gone from %s, or can't be read: the page lacks them", missing, folders.dataset)
+        _LOGGER.warning("photos gone from %s, or unreadable: %d; the page lacks them", folders.dataset, missing)
 
 
 def check_side_products(settings: Settings, *, has_masks: bool) -> None:

@@ -169,7 +169,7 @@ def read_finished(output: Path) -> Finished:
     records = StoredRecords(places, has_cut_out)
     if missing:
         _LOGGER.warning(
-            "%s: %d records have no cut-out any more, such as %s; a run over the photos brings them back",
+            "%s: cut-outs gone: %d, such as %s; a run over the photos brings them back",
             output,
             len(missing),
             next(iter(missing.values())),
@@ -273,7 +273,7 @@ def undo(finished: Finished) -> str:
         undoes=last.number,
     )
     if count < len(last.changes):
-        _LOGGER.warning("%d of %d records have changed since; they stay", len(last.changes) - count, len(last.changes))
+        _LOGGER.warning("changed since, and left so: %d of %d records", len(last.changes) - count, len(last.changes))
     return last.by
 
 

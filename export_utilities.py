@@ -493,16 +493,14 @@ class _Yolo(_Writer):
         unreadable = Counter(ending for ending in endings.values() if ending not in _YOLO_ENDINGS)
         if unreadable:
             kinds = ", ".join(sorted(ending or "no ending" for ending in unreadable))
-            _LOGGER.warning(
-                "--export yolo: %d photos are left out, ultralytics does not read them: %s", unreadable.total(), kinds
-            )
+            _LOGGER.warning("--export yolo: left out, as ultralytics does not read %s: %d", kinds, unreadable.total())
         readable = [source for source, ending in endings.items() if ending in _YOLO_ENDINGS]
         present = [source for source in readable if (job.dataset_dir / source).is_file()]
         if len(present) < len(readable):
             missing = next(iter(set(readable).difference(present)))
             _LOGGER.warning(
-                "--export yolo: %d photos are no longer in %s, such as %s",
-                *(len(readable) - len(present), job.dataset_dir, missing),
+                "--export yolo: photos no longer in %s: %d, such as %s",
+                *(job.dataset_dir, len(readable) - len(present), missing),
             )
         self._stems = _flat_stems(present)
         self._used: set[str] = set()

@@ -216,7 +216,7 @@ class OutputFolder:
         self._failures = {source: row for source, row in self._failures.items() if source in self._failed_now}
         if self._orphans:
             _LOGGER.warning(
-                "%d PNGs are in no record, such as %s; delete them, or readers of the folder count them in",
+                "PNGs in no record: %d, such as %s; delete them, or readers of the folder count them in",
                 len(self._orphans),
                 min(folder / file for folder, file in self._orphans),
             )
@@ -328,7 +328,7 @@ class OutputFolder:
                 if self.places.of(settled) != folder:
                     arrived[self.places.of(settled)][position] = settled
         if moved:
-            _LOGGER.warning("%s: %d cut-outs were moved to another item by hand; that stands", self.path, moved)
+            _LOGGER.warning("%s: cut-outs moved to another item by hand: %d; that stands", self.path, moved)
 
         def records_of(folder: Place) -> Iterator[dict[str, Any]]:
             own = ((position, settled) for position, _, settled in self._settled_records(folder, found))

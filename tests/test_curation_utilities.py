@@ -258,7 +258,7 @@ def test_an_output_that_is_none_is_refused(tmp_path):
 def test_records_without_a_cut_out_are_left_out_and_said(output, caplog):
     (output / "red" / "a.png").unlink()
     assert sorted(read_finished(output).records) == ["c.jpg", "sub/b.jpg"]
-    assert "1 records have no cut-out any more, such as red/a.png" in caplog.text
+    assert "cut-outs gone: 1, such as red/a.png" in caplog.text
 
 
 def revise_and_undo(output, names):

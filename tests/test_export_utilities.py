@@ -335,8 +335,8 @@ def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
     with caplog.at_level(logging.WARNING):
         assert finished.export("yolo")["yolo"] == 1
     assert caplog.messages == [
-        "--export yolo: 2 photos are left out, ultralytics does not read them: .avif, no ending",
-        f"--export yolo: 1 photos are no longer in {finished.dataset}, such as d.jpg",
+        "--export yolo: left out, as ultralytics does not read .avif, no ending: 2",
+        f"--export yolo: photos no longer in {finished.dataset}: 1, such as d.jpg",
     ]
 
 

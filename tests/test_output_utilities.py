@@ -338,7 +338,7 @@ def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, cap
     write_atomically(tmp_path / "out" / "red" / "stranger.png", encode_png(cut_out(make_image(), None)))
     with open_folder(tmp_path / "out") as again:
         again.finish()
-    assert f"1 PNGs are in no record, such as {tmp_path / 'out/red/stranger.png'}" in caplog.text
+    assert f"PNGs in no record: 1, such as {tmp_path / 'out/red/stranger.png'}" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
