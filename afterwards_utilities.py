@@ -22,12 +22,15 @@ from curation_utilities import (
     relabel,
     relabelled_settings,
     set_thresholds,
+    thresholds_of,
     undo,
 )
 from device_utilities import count_threads, select_device, select_precision
 from errors import OutputError
 from evaluation_utilities import (
+    Labels,
     confusion_csv,
+    count_strays,
     draw_confusion,
     draw_reliability,
     evaluate,
@@ -35,6 +38,7 @@ from evaluation_utilities import (
     print_evaluation,
     read_labels,
     to_dict,
+    to_look,
 )
 from export_utilities import Captions, check_exports, export
 from folder_utilities import Folders, lock_output, name_folders
@@ -43,12 +47,11 @@ from record_utilities import (
     FAILURE_TYPES,
     FAILURES,
     Places,
-    Thresholds,
     iterate_lines,
     iterate_records,
     write_atomically,
 )
-from report_utilities import CONFUSION, EVALUATION, forget_evaluation, read_facts, write_report
+from report_utilities import CONFUSION, EVALUATION, LOOKS, forget_evaluation, read_facts, read_looks, write_report
 from split_utilities import Split, parse_split
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
@@ -67,7 +70,10 @@ def curate(settings: Settings, console: Console) -> bool:
         check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
         folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
         if settings.undo:
-            print_line(console, f"Taken back: {undo(finished)}")
+            last = undo(finished)
+            print_line(console, f"Taken back: {last.by}")
+            if last.relabels:
+                forget_evaluation(folders.report)
             finished = read_finished(output)
         if settings.apply:
             counts = apply_corrections(finished, Path(settings.apply))
@@ -90,13 +96,14 @@ def curate(settings: Settings, console: Console) -> bool:
 def relabel_photos(finished: Finished, settings: Settings, console: Console) -> None:
     """Labels every photo of an output anew with other prompts, and says what that has changed."""
     model = finished.settings.get("clip_model", settings.clip_model)
+    new = relabelled_settings(finished.settings, settings)
     device = select_device(settings.clip_device, purpose="CLIP")
     clip_model = ClipModel(
         model,
         device,
         items=settings.items,
         prompts=get_prompts(settings.prefixes, settings.items, settings.postfixes),
-        decision=settings.decision,
+        decision=new["decision"],
         precision=select_precision(settings.precision, device),
         show_progress=not settings.quiet,
     )
@@ -105,8 +112,7 @@ def relabel_photos(finished: Finished, settings: Settings, console: Console) -> 
             f"--relabel: {model} is not the model that {finished.places.output} was made with; run over the photos "
             "again with --overwrite"
         )
-    thresholds = finished.thresholds if settings.thresholds == Thresholds() else settings.thresholds
-    new = relabelled_settings(finished.settings, settings, thresholds)
+    thresholds = thresholds_of(new)
     result = relabel(
         finished, clip_model, thresholds=thresholds, settings=new, by=f"--relabel --config {settings.config}"
     )
@@ -123,7 +129,7 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
 
     Returns whether it could be promised.
     """
-    labels = read_labels(Path(settings.evaluate), finished.find)
+    labels = read_labels(Path(settings.evaluate), finished.find, finished.records)
     if labels.unknown:
         _LOGGER.warning(
             "%s: names that are no photo of this output: %d, such as %s",
@@ -133,8 +139,12 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
         )
     evaluation = evaluate(finished.records.rows(), labels, finished.items)
     print_evaluation(console, evaluation)
+    target = settings.target_precision
+    looks = read_looks(folders.report)
+    if target is not None and to_look(labels, target) not in looks:
+        looks.append(to_look(labels, target))
     contents = {
-        EVALUATION: json.dumps(to_dict(evaluation), indent=1, allow_nan=False).encode(),
+        EVALUATION: json.dumps(to_dict(evaluation) | {LOOKS: looks}, indent=1, allow_nan=False).encode(),
         CONFUSION: confusion_csv(evaluation),
         "confusion.svg": draw_confusion(evaluation).encode(),
         "reliability.svg": draw_reliability(evaluation).encode(),
@@ -142,12 +152,24 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
     for name, content in contents.items():
         write_atomically(folders.report / name, content)
     print_line(console, f"As JSON, CSV and pictures in {folders.report}/")
-    target = settings.target_precision
-    if target is None:
-        return True
+    return True if target is None else promise_precision(finished, labels, target, looks, console)
+
+
+def promise_precision(
+    finished: Finished, labels: Labels, target: float, looks: Sequence[str], console: Console
+) -> bool:
+    """Sends to review what breaks a promised precision; returns whether it could be promised."""
+    strays = count_strays(labels, finished.records) if labels.judged else 0
+    if strays:
+        _LOGGER.warning(
+            "verdicts beyond the page's random sample, or after a photo that it skips: %d; what follows holds where "
+            "chance has chosen the photos, so leave these out",
+            strays,
+        )
     probabilities, right = judge(finished.records.rows(), labels)
     scores = np.fromiter((row["item_probability"] for row in finished.records.rows()), float)
-    threshold = find_threshold(scores, probabilities, right, target=target)
+    look = 1 + looks.index(to_look(labels, target))
+    threshold = find_threshold(scores, probabilities, right, target=target, look=look)
     print_line(console, describe(threshold))
     if threshold.threshold is None:
         return False

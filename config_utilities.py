@@ -107,6 +107,7 @@ class Settings:
     colours: dict[str, str] = field(default_factory=dict)
     csv_prefixes: tuple[str, ...] = ("",)
     csv_postfixes: tuple[str, ...] = ("",)
+    given: frozenset[str] = frozenset()  # what the config file or a flag has set
 
     @property
     def revises(self) -> bool:
@@ -128,7 +129,7 @@ PROMPT_KEYS = ("prefixes", "items", "postfixes")
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
 # What a config file can't say of itself. One of a stranger is not to append a log to the files of its user either.
 _OF_FLAGS = (
-    *("config", "preset", "list_presets", "log"),
+    *("config", "preset", "list_presets", "log", "given"),
     *("report_only", "apply", "undo", "relabel", "evaluate", "target_precision"),
 )
 # What has no flag.
@@ -158,9 +159,10 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
-    settings = Settings(**{**_expand(read_config(path)), **_expand(flags), "config": str(path)})
+    values = {**_expand(read_config(path)), **_expand(flags), "config": str(path)}
+    settings = Settings(**values, given=frozenset(values))
     settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
-    _check_together(settings)
+    _check_together(settings, config_named="config" in flags)
     _check_ray(settings)
     if is_url(settings.output) and (settings.revises or settings.exports):
         raise ConfigError(
@@ -175,13 +177,15 @@ def _plain(place: str) -> str:
     return unquote(urlsplit(place).path) if place.lower().startswith("file://") else place
 
 
-def _check_together(settings: Settings) -> None:
+def _check_together(settings: Settings, *, config_named: bool) -> None:
     if settings.min_area > settings.max_area:
         raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
     if settings.target_precision is not None and settings.evaluate is None:
         raise ConfigError(
             f"--target-precision {settings.target_precision:g}: by which labels? add --evaluate with a file of them"
         )
+    if settings.relabel and settings.preset is None and not config_named:
+        raise ConfigError("--relabel: with which prompts? add --config FILE, or --preset NAME")
     if settings.apply and settings.undo:
         raise ConfigError(f"--apply {settings.apply}: together with --undo nothing would come of it; leave out one")
     if settings.revises and (settings.overwrite or settings.dry_run):

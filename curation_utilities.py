@@ -9,14 +9,13 @@ import json
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import csv_utilities
 from config_utilities import PROMPT_KEYS, Settings
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
@@ -36,14 +35,14 @@ from record_utilities import (
     label_record,
     review_flags,
 )
-from revision_utilities import earlier_names, finish_revision, revise, to_undo
+from revision_utilities import Revision, earlier_names, finish_revision, revise, to_undo
+from verdict_utilities import Verdict, match_photos, read_verdicts
 
 if TYPE_CHECKING:
     from clip_utilities import ClipModel
 
 _LOGGER = logging.getLogger("sam2vit")
 
-VERDICTS = ("right", "wrong", "bad mask")
 _AT_ONCE = 4096  # photos whose features are scored together: 12 MB of them, and 16 MB of 972 prompts' probabilities
 
 # What `.run.json` calls the thresholds.
@@ -101,13 +100,21 @@ class Finished:
         meant = {name: sources.get(name, sources.get(_without_ending(name))) for name in names}
         return {name: source for name, source in meant.items() if source is not None}
 
-    def revise(self, changes: Iterable[tuple[Row, Row]], *, by: str, settings: Mapping[str, Any] | None = None) -> int:
+    def revise(
+        self,
+        changes: Iterable[tuple[Row, Row]],
+        *,
+        by: str,
+        settings: Mapping[str, Any] | None = None,
+        undoes: int | None = None,
+    ) -> int:
         """Changes records, moves their cut-outs, and returns how many of them were not like that before.
 
         Args:
             changes: (record, record as it is to be) of some.
             by: What asks for it.
             settings: What `.run.json` is to say; what it says now where None.
+            undoes: The number of the revision that is taken back.
         """
         new = self.settings if settings is None else dict(settings)
         count = revise(
@@ -115,6 +122,7 @@ class Finished:
             ((before, after) for before, after in changes if before != after),
             by=by,
             settings=None if new == self.settings else (self.settings, new),
+            undoes=undoes,
         )
         self.settings = new
         if count:
@@ -127,6 +135,20 @@ class Finished:
         if item != row["label"] and name in self._shared:  # with a photo of an earlier run, since renamed or deleted
             name = alternative_name(PhotoFile(Path(), row["source"], name))
         return {**row, "file_name": f"{item}/{name}", "label": item, "flags": review_flags(row, thresholds)}
+
+    def restored(self, before: Row, after: Row) -> Row:
+        """Returns an earlier record, under another file name where that has become another photo's."""
+        name, source = before["file_name"], before["source"]
+        if name == after["file_name"] or self._owners.get(name, source) == source:
+            return before
+        other = alternative_name(PhotoFile(Path(), source, _name_of(before)))
+        return {**before, "file_name": f"{before['label']}/{other}"}
+
+    @functools.cached_property
+    def _owners(self) -> dict[str, str]:
+        """By file name, the source of each record whose name without its item is shared."""
+        rows = self.records.rows() if self._shared else ()
+        return {row["file_name"]: row["source"] for row in rows if _name_of(row) in self._shared}
 
     @functools.cached_property
     def _shared(self) -> frozenset[str]:
@@ -209,42 +231,43 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
         path: A .csv with file_name, item, verdict.
 
     Returns:
-        The lines per verdict, `unknown` for names that no photo has, and `changed`, the records that are other now.
+        The lines per verdict, `unknown` for names that no photo has, `outdated` where the label that is wrong is no
+        longer the photo's, and `changed`, the records that are other now.
 
     Raises:
-        ConfigError: It can't be read, or has a verdict or an item that there is not.
+        ConfigError: It can't be read, contradicts itself, or has a verdict or an item that there is not.
     """
     flag = "--apply"
-    rows = csv_utilities.read_csv(path, flag=flag)
-    columns = [csv_utilities.find_column(rows, (name,), path, flag=flag) for name in ("file_name", "item", "verdict")]
+    verdicts = read_verdicts(path, flag=flag, required=True)
     counts: Counter[str] = Counter()
     changes: dict[str, tuple[Row, Row]] = {}
-    sources = finished.find(line[columns[0]] for line in rows)
-    for line in rows:
-        name, item, verdict = (line[column] for column in columns)
-        verdict = verdict.strip().lower()
-        if verdict not in VERDICTS:
-            raise ConfigError(f"{flag} {path}: {name!r}: {verdict!r} is no verdict; write {', '.join(VERDICTS)}")
+    for verdict, source in match_photos(verdicts, finished.find, finished.records):
+        name, item = verdict.names[0], verdict.item
         if item and item not in finished.items:
             raise ConfigError(f"{flag} {path}: {name!r}: {item!r} is no item of this run; {_nearest(item, finished)}")
-        if name not in sources:
+        if source is None:
             counts["unknown"] += 1
             _LOGGER.warning("%s: %s: no photo of this output; left out", path, name)
             continue
-        counts[verdict] += 1
-        row = finished.records[sources[name]]
-        changes[row["source"]] = row, _corrected(finished, row, item, verdict)
+        row = finished.records[source]
+        if verdict.verdict == WRONG and not item and verdict.seen(row["label"]) != row["label"]:
+            counts["outdated"] += 1
+            continue
+        counts[verdict.verdict] += 1
+        after = _corrected(finished, row, verdict)
+        if changes.setdefault(source, (row, after))[1] != after:
+            raise ConfigError(f"{flag} {path}: {name!r}: has two lines that contradict each other; keep one of them")
     counts["changed"] = finished.revise(changes.values(), by=f"{flag} {path}")
     return counts
 
 
-def _corrected(finished: Finished, row: Row, item: str, verdict: str) -> Row:
+def _corrected(finished: Finished, row: Row, verdict: Verdict) -> Row:
     flags = [flag for flag in row["flags"] if flag not in (WRONG, BAD_MASK)]
-    if verdict == "right" or item:
-        item = item or row["label"]
-        return finished.placed({**row, "flags": flags, "label_source": "human"}, item, finished.thresholds)
-    flags.append(WRONG if verdict == "wrong" else BAD_MASK)
-    return finished.placed({**row, "flags": flags}, row["label"], finished.thresholds)
+    item = verdict.truth(row["label"])
+    if item is None or verdict.verdict == BAD_MASK:
+        flags.append(verdict.verdict)  # the verdicts that doubt have the names of their flags
+    by = {} if item is None else {"label_source": "human"}
+    return finished.placed({**row, "flags": flags, **by}, item or row["label"], finished.thresholds)
 
 
 def _nearest(item: str, finished: Finished) -> str:
@@ -254,10 +277,11 @@ def _nearest(item: str, finished: Finished) -> str:
     return f"did you mean {near[0]!r}?" if near else f"write one of {', '.join(finished.items)}"
 
 
-def undo(finished: Finished) -> str:
-    """Takes back the last revision that stands, and returns what had asked for it.
+def undo(finished: Finished) -> Revision:
+    """Takes back the last revision that stands, and returns it.
 
-    Records that have changed since are left as they are.
+    Records that have changed since are left as they are; where thresholds are taken back, photos that came since are
+    sorted by the earlier ones, too.
 
     Raises:
         OutputError: There is none.
@@ -265,16 +289,36 @@ def undo(finished: Finished) -> str:
     last = to_undo(finished.places)
     if last is None:
         raise OutputError(f"--undo: {finished.places.output} has nothing to take back")
-    count = revise(
-        finished.places,
-        ((after, before) for before, after in last.changes if finished.records.get(after["source"]) == after),
-        by=f"--undo of {last.by}",
-        settings=last.settings and (last.settings[1], last.settings[0]),
-        undoes=last.number,
-    )
-    if count < len(last.changes):
-        _LOGGER.warning("changed since, and left so: %d of %d records", len(last.changes) - count, len(last.changes))
-    return last.by
+    settings = last.settings and last.settings[0]
+    taken_back = others = 0
+
+    def take_back(find: Callable[[str], Row | None]) -> Iterator[tuple[Row, Row]]:
+        nonlocal taken_back, others
+        for before, after in last.changes:
+            if finished.records.get(after["source"]) == after:
+                taken_back += 1
+                yield after, finished.restored(before, after)
+        if settings is None:
+            return
+        thresholds = thresholds_of(settings)
+        for row in finished.records.rows():
+            after = find(row["source"])
+            others += after is None
+            if row != after:
+                yield row, {**row, "flags": review_flags(row, thresholds)}
+
+    with last.changes.records_after() as find:
+        finished.revise(take_back(find), by=f"--undo of {last.by}", settings=settings, undoes=last.number)
+    if taken_back < len(last.changes):
+        left = len(last.changes) - taken_back
+        _LOGGER.warning("changed since, and left so: %d of %d records", left, len(last.changes))
+    if others and last.relabels:
+        _LOGGER.warning(
+            "photos that --relabel had not changed: %d; the prompts of those that came since are the ones taken back: "
+            "--relabel with the earlier config labels them, too",
+            others,
+        )
+    return last
 
 
 def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> int:
@@ -292,10 +336,12 @@ def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> in
     return moved
 
 
-def relabelled_settings(before: Mapping[str, Any], settings: Settings, thresholds: Thresholds) -> dict[str, Any]:
-    """Returns what `.run.json` is to say after other prompts: as a run with them would have said."""
+def relabelled_settings(before: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Returns what `.run.json` is to say after other prompts; the rest of it stays where nothing else was given."""
     prompts = {name: list(getattr(settings, name)) for name in PROMPT_KEYS}
-    return with_thresholds({**before, **prompts, "decision": settings.decision}, thresholds)
+    given = {name: getattr(settings, name) for name in ("decision", *_THRESHOLDS.values()) if name in settings.given}
+    new = {"decision": settings.decision, **before, **prompts, **given}
+    return with_thresholds(new, thresholds_of(new))
 
 
 def with_thresholds(settings: Mapping[str, Any], thresholds: Thresholds) -> dict[str, Any]:

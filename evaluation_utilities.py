@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -17,6 +17,9 @@ import numpy as np
 
 import csv_utilities
 from errors import ConfigError
+from record_utilities import BAD_MASK
+from thumbnail_utilities import source_digest
+from verdict_utilities import RIGHT, Verdict, match_photos, read_class_folders, read_verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,81 +38,77 @@ class Labels:
     """What people say of photos.
 
     Attributes:
-        truth: By source, the right item; None where the model's is known to be wrong and no more.
+        said: By source, the verdict on its label.
         unknown: How many names mean no photo of the run, and `example`, one of them.
-        bad_masks: How many photos have a verdict on their mask only.
+        bad_masks: The sources of those with a verdict on their mask only.
+        judged: Whether they look at the labels of a run, as on its page, and do not name items of their own.
     """
 
-    truth: dict[str, str | None]
-    unknown: int
-    example: str
-    bad_masks: int
+    said: dict[str, Verdict]
+    unknown: int = 0
+    example: str = ""
+    bad_masks: frozenset[str] = frozenset()
+    judged: bool = False
 
 
-def read_labels(path: Path, find: Callable[[Iterable[str]], Mapping[str, str]], *, flag: str = "--evaluate") -> Labels:
+def read_labels(
+    path: Path,
+    find: Callable[[Iterable[str]], Mapping[str, str]],
+    sources: Container[str],
+    *,
+    flag: str = "--evaluate",
+) -> Labels:
     """Returns what people say of the photos of a run.
 
     Args:
-        path: A .csv with `file_name` and `item`, and perhaps `verdict` as the report's page saves it; or a folder of
-            class folders with photos or cut-outs.
+        path: A table, see `read_verdicts`; or a folder of class folders with photos or cut-outs.
         find: Returns the sources of the photos that names mean, without those that mean none.
+        sources: Those of all photos.
         flag: That names the path, for messages.
 
     Raises:
         ConfigError: It can't be read, contradicts itself, or says nothing of any photo of the run.
     """
-    said, bad_masks = (_read_folder(path), 0) if path.is_dir() else _read_csv(path, flag)
-    sources = find(itertools.chain.from_iterable(names for names, _ in said))
-    truth: dict[str, str | None] = {}
+    verdicts = read_class_folders(path) if path.is_dir() else read_verdicts(path, flag=flag)
+    said: dict[str, Verdict] = {}
+    bad_masks: set[str] = set()
     unknown: list[str] = []
-    for names, item in said:
-        source = next((sources[name] for name in names if name in sources), None)
+    for verdict, source in match_photos(verdicts, find, sources):
         if source is None:
-            unknown.append(names[0])
-        elif truth.setdefault(source, item) != item:
-            one, other = ("wrong" if each is None else repr(each) for each in (truth[source], item))
+            unknown.append(verdict.names[0])
+        elif verdict.verdict == BAD_MASK and not verdict.item:
+            bad_masks.add(source)
+        elif _claim(said.setdefault(source, verdict)) != _claim(verdict):
+            one, other = _claim(said[source]), _claim(verdict)
             raise ConfigError(f"{flag} {path}: {source!r}: is called {one} and {other}; keep one of them")
-    if not truth:
+    if not said:
         hint = f", such as {unknown[0]!r}, which is none" if unknown else ""
         raise ConfigError(f"{flag} {path}: labels no photo of this output{hint}; name them as metadata.jsonl does")
-    return Labels(truth, len(unknown), unknown[0] if unknown else "", bad_masks)
+    judged = any(each.source is not None for each in verdicts)
+    return Labels(said, len(unknown), "".join(unknown[:1]), frozenset(bad_masks.difference(said)), judged)
 
 
-# Names of which the first that means a photo counts, and what is said of it.
-_Said = list[tuple[Sequence[str], str | None]]
+def _claim(verdict: Verdict) -> str:
+    item = verdict.item or (verdict.label if verdict.verdict == RIGHT else None)
+    return verdict.verdict if item is None else repr(item)
 
 
-def _read_folder(path: Path) -> _Said:
-    said: _Said = []
-    for file in sorted(path.rglob("*")):
-        parts = file.relative_to(path).parts
-        if len(parts) > 1 and file.is_file() and not any(part.startswith(".") for part in parts):
-            # The whole first: where the dataset itself has class folders, that is the photo's own name.
-            said.append((("/".join(parts), "/".join(parts[1:])), _to_item(parts[0])))
-    return said
+def to_look(labels: Labels, target: float) -> str:
+    """Returns what tells a search for a threshold from one with other labels or another target."""
+    said = sorted((source, _claim(verdict)) for source, verdict in labels.said.items())
+    return f"{target:g} {hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]}"
 
 
-def _read_csv(path: Path, flag: str) -> tuple[_Said, int]:
-    """Returns what is said, and how many verdicts are on a mask only."""
-    rows = csv_utilities.read_csv(path, flag=flag)
-    name = csv_utilities.find_column(rows, ("file_name", "file", "source"), path, flag=flag)
-    item = csv_utilities.find_column(rows, ("item", "label"), path, flag=flag)
-    said: _Said = []
-    bad_masks = 0
-    for row in rows:
-        verdict, truth = row.get("verdict", "right").strip().lower(), _to_item(row[item])
-        if verdict == "bad mask":
-            bad_masks += 1
-        elif verdict not in ("right", "wrong"):
-            raise ConfigError(f"{flag} {path}: {row[name]!r}: {verdict!r} is no verdict; write right, wrong, bad mask")
-        elif truth or verdict == "wrong":
-            said.append(((row[name],), truth or None))
-    return said, bad_masks
+def count_strays(labels: Labels, sources: Iterable[str]) -> int:
+    """Returns how many labels are of photos after the first that has none, in the page's random order.
 
-
-def _to_item(text: str) -> str:
-    """Returns an item as config_utilities writes it: file systems and spreadsheets may have taken its accents apart."""
-    return unicodedata.normalize("NFC", " ".join(text.split()))
+    Args:
+        labels: What people say on the page.
+        sources: Those of all photos.
+    """
+    seen = labels.bad_masks.union(labels.said)
+    first = min((source_digest(source) for source in sources if source not in seen), default=None)
+    return 0 if first is None else sum(source_digest(source) > first for source in labels.said)
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,7 @@ class Evaluation:
         bins: Of item_probability, ten of equal width.
         expected_calibration_error: The mean difference of promise and accuracy over the photos (Guo et al. 2017, arXiv
             1706.04599); NaN where there are none.
-        left_out: How many labels say nothing of the model: that a human's correction is wrong, and no more.
+        left_out: How many labels say nothing of the model: that another label than its own is wrong, and no more.
     """
 
     accuracy: Share
@@ -234,11 +233,19 @@ class _Compared:
 
 def _compare(rows: Iterable[Mapping[str, Any]], labels: Labels) -> tuple[list[_Compared], int]:
     """Returns the labelled photos, and how many more have a label that says nothing of the model."""
-    labelled = [row for row in rows if row["source"] in labels.truth]
-    # "Wrong" is said of the label that people see, which after a correction is not the model's.
-    telling = [row for row in labelled if labels.truth[row["source"]] is not None or row["label"] == row["model_label"]]
-    compared = [_Compared(labels.truth[row["source"]], row["model_label"], row["item_probability"]) for row in telling]
-    return compared, len(labelled) - len(telling)
+    compared: list[_Compared] = []
+    left_out = 0
+    for row in rows:
+        verdict = labels.said.get(row["source"])
+        if verdict is None:
+            continue
+        truth = verdict.truth(row["label"])
+        # "Wrong" is said of the label that people see, which after a correction or other prompts is not the model's.
+        if truth is None and verdict.seen(row["label"]) != row["model_label"]:
+            left_out += 1
+        else:
+            compared.append(_Compared(truth, row["model_label"], row["item_probability"]))
+    return compared, left_out
 
 
 def _to_arrays(compared: Sequence[_Compared]) -> tuple[np.ndarray, np.ndarray]:
@@ -288,9 +295,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from console_utilities import count_of, printable
 
     if evaluation.left_out:
-        what = (
-            f"{count_of(evaluation.left_out, 'label')} left out: a correction is wrong, which says nothing of the model"
-        )
+        what = f"{count_of(evaluation.left_out, 'label')} left out: what is wrong is not what the model has chosen"
         console.print(what, highlight=False, soft_wrap=True)
     if not evaluation.accuracy.count:
         console.print("No label says whether the model is right", highlight=False)

@@ -98,6 +98,7 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     from folder_utilities import check_folders, lock_output
     from record_utilities import clear_temporaries
     from report_utilities import forget_evaluation
+    from thumbnail_utilities import forget_thumbnails
 
     check_side_products(settings, has_masks=not settings.no_sam)
     folders, files = check_folders(settings)
@@ -106,6 +107,7 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
             clear_temporaries(folder)
         if settings.overwrite:
             forget_evaluation(folders.report)
+            forget_thumbnails(folders.report)
         signals.stop_where(lost)
         code = do_dataset(folders, files, settings, console, signals)
         if lost():

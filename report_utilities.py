@@ -30,6 +30,7 @@ from storage_utilities import Place, RemotePath
 from thumbnail_utilities import source_digest
 
 PAGE, EVALUATION, CONFUSION, _FACTS = "index.html", "evaluation.json", "confusion.csv", "facts.json"
+LOOKS = "looks"  # a key of EVALUATION
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
 _SOURCES = ("report.css", "report.js")
 
@@ -289,6 +290,12 @@ def forget_evaluation(folder: Place) -> None:
     """Deletes what an evaluation has left: it is of other labels than those that are there now."""
     for name in (EVALUATION, CONFUSION, *PICTURES):
         (folder / name).unlink(missing_ok=True)
+
+
+def read_looks(folder: Place) -> list[str]:
+    """Returns which searches for a threshold there were since the labels are what they are; see `to_look`."""
+    evaluation = _read_json(folder / EVALUATION)
+    return list(evaluation.get(LOOKS, ())) if isinstance(evaluation, dict) else []
 
 
 def read_facts(folder: Place) -> dict[str, str]:

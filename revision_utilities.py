@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from card_utilities import write_cards
+from config_utilities import PROMPT_KEYS
 from errors import OutputError
 from record_utilities import (
     RUN,
@@ -59,6 +60,12 @@ class Revision:
     settings: tuple[dict[str, Any], dict[str, Any]] | None
     changes: Changes
     done: bool
+
+    @property
+    def relabels(self) -> bool:
+        """Whether it has let the model choose among other prompts, or by another rule."""
+        before, after = self.settings or ({}, {})
+        return any(before.get(key) != after.get(key) for key in (*PROMPT_KEYS, "decision"))
 
 
 @dataclass(frozen=True)

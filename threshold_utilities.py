@@ -59,6 +59,7 @@ def find_threshold(
     *,
     target: float,
     confidence: float = 0.95,
+    look: int = 1,
 ) -> Threshold:
     """Returns the lowest threshold above which the labels of this run are, surely enough, as precise as promised.
 
@@ -69,19 +70,23 @@ def find_threshold(
     them, and what a rejected one has goes on to the next. It allows all that the fixed sequences with several starts
     of Angelopoulos et al. (2021, arXiv 2110.01052) allow, and more.
 
+    Who looks again with more labels has another chance to be wrong. So the n-th look has 1 / (n (n + 1)) of the error
+    probability, which all of them together never exceed.
+
     Args:
         scores: (N,) `item_probability` of all photos.
         labelled_scores: (n,) of those that people have labelled: a random sample of the same photos.
         labelled_right: (n,) bool, whether the label is right.
         target: The precision to be kept, above 0 and below 1.
-        confidence: The probability with which it is to hold, above 0 and below 1.
+        confidence: The probability with which it is to hold, above 0 and below 1, however often one looks.
+        look: The how manieth this is, from 1.
 
     Raises:
         ValueError: `target` or `confidence` is no such number, or the labelled photos are not among the photos.
     """
     if not (0 < target < 1 and 0 < confidence < 1):
         raise ValueError(f"target {target} and confidence {confidence} must lie between 0 and 1")
-    alpha = 1 - confidence
+    alpha, next_alpha = ((1 - confidence) / (each * (each + 1)) for each in (look, look + 1))
     labels, photos = len(labelled_scores), len(scores)
     candidates = _find_candidates(scores, labelled_scores, labelled_right)
     starts = _find_starts([each.kept for each in candidates], labels, photos, target=target, alpha=alpha)
@@ -98,7 +103,7 @@ def find_threshold(
             target, confidence, best.score, best.kept, best.kept / photos, best.labelled, best.right, bound, None,
             labels, photos,
         )  # fmt: skip
-    closest, needed = _find_closest(candidates, labels, photos, target=target, alpha=alpha)
+    closest, needed = _find_closest(candidates, labels, photos, target=target, alpha=next_alpha)
     labelled, right = (closest.labelled, closest.right) if closest else (0, 0)
     return Threshold(target, confidence, None, 0, 0.0, labelled, right, None, needed, labels, photos)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def save_thumbnails(
         inside = _inside(crop, alpha.shape)
         cut_out = _shrink_part(image[inside], alpha[inside], crop, alpha.shape)
     _write(folder / cut_out_name, _encode_webp(cut_out))
+
+
+def forget_thumbnails(folder: Place) -> None:
+    """Deletes the thumbnails of a report on a disk, whose photos may be others by now; in a store they are replaced."""
+    if not isinstance(folder, RemotePath):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder / _FOLDER)
 
 
 def redraw_missing(

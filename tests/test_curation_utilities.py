@@ -90,7 +90,7 @@ def test_corrections_can_be_undone_one_after_the_other(output, tmp_path):
     apply_corrections(read_finished(output), corrections(tmp_path, LINES[0], LINES[1]))
     middle = records(output)
     apply_corrections(read_finished(output), corrections(tmp_path, ("green/sub/b.png", "blue", "wrong")))
-    assert undo(read_finished(output)).startswith("--apply ")
+    assert undo(read_finished(output)).by.startswith("--apply ")
     assert records(output) == middle
     undo(read_finished(output))
     assert records(output) == before

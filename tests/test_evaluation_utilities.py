@@ -23,6 +23,7 @@ from evaluation_utilities import (
     to_dict,
     wilson_interval,
 )
+from verdict_utilities import Verdict
 
 ROWS = {
     name: {
@@ -53,12 +54,19 @@ def write(path, columns, *lines):
 
 
 def labels(**truth):
-    return Labels(truth, 0, "", 0)
+    return Labels({name: Verdict((name,), "right" if item else "wrong", item or "") for name, item in truth.items()})
+
+
+def told(path):
+    """Returns what a table or folder says of each photo: an item, or the verdict without one."""
+    return {name: each.item or each.verdict for name, each in read_labels(path, find, ROWS).said.items()}
 
 
 def test_a_table_of_files_and_items_is_read(tmp_path):
     path = write(tmp_path / "l.csv", ["file_name", "label"], ("a.jpg", "red"), ("red/b.png", "blue"), ("z", "red"))
-    assert read_labels(path, find) == Labels({"a": "red", "b": "blue"}, 1, "z", 0)
+    assert told(path) == {"a": "red", "b": "blue"}
+    found = read_labels(path, find, ROWS)
+    assert (found.unknown, found.example, found.judged) == (1, "z", False)
 
 
 def test_corrections_are_labels(tmp_path):
@@ -69,14 +77,16 @@ def test_corrections_are_labels(tmp_path):
         ("blue/d.png", "", "bad mask"),
     ]
     path = write(tmp_path / "c.csv", ["file_name", "item", "verdict"], *lines)
-    assert read_labels(path, find) == Labels({"a": "red", "b": "blue", "c": None}, 0, "", 1)
+    assert told(path) == {"a": "red", "b": "blue", "c": "wrong"}
+    assert read_labels(path, find, ROWS).bad_masks == {"d"}
 
 
 def test_a_folder_of_class_folders_is_read(tmp_path):
     for name in ("red/a.jpg", "blue/street/b.png", "blue/.hidden/c.jpg", "stray.txt", "blue/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert read_labels(tmp_path, find) == Labels({"a": "red", "b": "blue"}, 1, "blue/x.jpg", 0)
+    assert told(tmp_path) == {"a": "red", "b": "blue"}
+    assert read_labels(tmp_path, find, ROWS).example == "blue/x.jpg"
 
 
 def test_accents_that_a_file_system_takes_apart_are_still_the_item(tmp_path):
@@ -84,7 +94,7 @@ def test_accents_that_a_file_system_takes_apart_are_still_the_item(tmp_path):
     (tmp_path / "labels" / apart).mkdir(parents=True)
     (tmp_path / "labels" / apart / "a.jpg").touch()
     table = write(tmp_path / "l.csv", ["file_name", "item"], ("a", f" {apart} "))
-    assert read_labels(tmp_path / "labels", find).truth == read_labels(table, find).truth == {"a": "café"}
+    assert told(tmp_path / "labels") == told(table) == {"a": "café"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ def test_accents_that_a_file_system_takes_apart_are_still_the_item(tmp_path):
 def test_mistakes_in_labels_are_one_line(tmp_path, columns, lines, message):
     path = write(tmp_path / "l.csv", columns, *lines)
     with pytest.raises(ConfigError) as caught:
-        read_labels(path, find)
+        read_labels(path, find, ROWS)
     assert str(caught.value).startswith(f"--evaluate {path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -285,6 +295,5 @@ def test_a_dataset_that_has_class_folders_itself_labels_its_own_photos(tmp_path)
     photos = {"1.jpg", "red/1.jpg"}
     (tmp_path / "red").mkdir()
     (tmp_path / "red" / "1.jpg").touch()
-    assert read_labels(tmp_path, lambda names: {name: name for name in names if name in photos}).truth == {
-        "red/1.jpg": "red"
-    }
+    found = read_labels(tmp_path, lambda names: {name: name for name in names if name in photos}, photos)
+    assert {name: each.item for name, each in found.said.items()} == {"red/1.jpg": "red"}
