@@ -205,6 +205,8 @@ class OutputFolder:
 
     def clear_after_deaths(self) -> None:
         """Deletes what processes have left of their work that were writing here for this run, and died."""
+        for file in self._metadata.values():
+            file.sync()  # or, in an object store, the latest records are not yet where they are read
         recorded = {(folder, row["file_name"]) for folder in self.places for row in iterate_records([folder])}
         for folder in self.places:
             for file in _find_pngs(folder):

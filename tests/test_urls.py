@@ -13,7 +13,9 @@ import main
 import storage_utilities
 from conftest import save_photo, save_photos
 from object_store import ENVIRONMENT, download, free_port, place, serve_s3, upload
+from output_utilities import OutputFolder
 from program import differing, results, rows, start
+from record_utilities import iterate_records
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,17 @@ def test_a_photo_costs_one_request_to_read_and_three_to_write(run, requests, tmp
     reads, writes = (after - before for before, after in zip(*counts, strict=True))
     assert writes == 20 * 3  # the PNG, and two thumbnails
     assert reads == 20 * 2  # the photo, and for the page the mask in the PNG's head
+
+
+def test_after_deaths_what_is_recorded_stays_and_what_is_not_goes(requests, url):
+    with OutputFolder(place(url), {}, items=["red"]) as output:
+        for name in ("a", "left"):
+            (place(url) / f"red/{name}.png").write_bytes(b"")
+        row = {"file_name": "red/a.png", "label": "red", "source": "a.jpg", "item_probability": 0.9, "flags": []}
+        output.record(row, None)
+        output.clear_after_deaths()
+    assert [path.name for path in (place(url) / "red").walk()] == ["a.png"]
+    assert [row["source"] for row in iterate_records([place(url)])] == ["a.jpg"]
 
 
 def test_a_killed_run_loses_nothing(requests, models, tmp_path, url):
