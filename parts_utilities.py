@@ -1,13 +1,15 @@
 """Files that grow in an object store, which can't append: parts of them stand beside them until they are put together.
 
 The parts are objects `.records/<name>-<time>-<serial>` in the folder of the file. What the file holds is what is in it,
-and then what is in its parts; where a run was killed while it put them together, some of it stands there twice.
+and then what is in its parts. Which parts are in it already, the store keeps with it: a run may be killed after it has
+put them together, and before it has deleted them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,7 +83,7 @@ def read_whole(path: RemotePath) -> bytes:
     Raises:
         FileNotFoundError: There are none.
     """
-    parts = parts_of(path)
+    parts = _missing(path, parts_of(path))
     with contextlib.suppress(FileNotFoundError) if parts else contextlib.nullcontext():
         return b"".join([path.read_bytes(), *(part.read_bytes() for part in parts)])
     return b"".join(part.read_bytes() for part in parts)
@@ -90,21 +92,33 @@ def read_whole(path: RemotePath) -> bytes:
 def join(path: RemotePath) -> None:
     """Puts a file and its parts together; without parts it stays as it is."""
     parts = parts_of(path)
-    if not parts:
-        return
-    # On disk where it is large: obstore can't be asked for pieces by a generator that asks obstore for them.
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as whole:
-        for piece in _pieces(path, parts):
-            whole.write(piece)
-        whole.seek(0)
-        path.write_file(whole)
+    missing = _missing(path, parts)
+    if missing:
+        # On disk where it is large: obstore can't be asked for pieces by a generator that asks obstore for them.
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as whole:
+            for piece in _pieces(path, missing):
+                whole.write(piece)
+            whole.seek(0)
+            path.write_file(whole, note=json.dumps(dict(map(_writer_and_serial, parts))))
     drop_parts(parts)
 
 
 def drop_parts(parts: list[RemotePath]) -> None:
-    """Deletes parts that stand in their file."""
-    for part in parts:
+    """Deletes parts, the newest first: what a kill leaves of them is the beginning."""
+    for part in reversed(parts):
         part.unlink(missing_ok=True)
+
+
+def _missing(path: RemotePath, parts: list[RemotePath]) -> list[RemotePath]:
+    """Returns which of its parts a file does not hold yet."""
+    last = json.loads(path.read_note() or "{}") if parts else {}  # of each writer, the serial of the last that it holds
+    split = ((part, *_writer_and_serial(part)) for part in parts)
+    return [part for part, writer, serial in split if serial > last.get(writer, "")]
+
+
+def _writer_and_serial(part: RemotePath) -> tuple[str, str]:
+    writer, _, serial = part.name.rpartition("-")
+    return writer, serial
 
 
 def _pieces(path: RemotePath, parts: list[RemotePath]) -> Iterator[bytes]:

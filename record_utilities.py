@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import OutputError
-from parts_utilities import PartsFile, drop_parts, parts_of, read_whole
+from parts_utilities import PartsFile, drop_parts, join, parts_of, read_whole
 from storage_utilities import Place, RemotePath
 
 if TYPE_CHECKING:
@@ -236,9 +236,9 @@ def write_records(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def replace_file(path: Place, data: bytes | Iterable[bytes]) -> None:
     """Lets a file that pieces are appended to hold just these bytes, or pieces; it is not open meanwhile."""
-    parts = parts_of(path) if isinstance(path, RemotePath) else []
+    if isinstance(path, RemotePath):
+        join(path)  # parts that a kill left beside the new contents would be taken for more of them
     write_atomically(path, data)
-    drop_parts(parts)
 
 
 def delete_file(path: Place) -> None:

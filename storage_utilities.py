@@ -25,6 +25,7 @@ SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _TIMEOUT = {"connect_timeout": "10s", "timeout": "2min"}
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+_NOTE = "joined"  # in the object's own metadata
 _LISTED = 1000  # objects an answer, as the stores themselves give
 
 _UNREACHABLE = ("error sending request", "timed out", "dns error", "http error")
@@ -210,10 +211,21 @@ class RemotePath:
         contents = io.BytesIO(self.read_bytes())
         return contents if mode == "rb" else io.TextIOWrapper(contents, encoding=encoding)
 
-    def write_file(self, file: IO[bytes]) -> None:
-        """Writes what a file holds from where it is read next, by several requests where it is large."""
+    def write_file(self, file: IO[bytes], *, note: str = "") -> None:
+        """Writes what a file holds from where it is read next, by several requests where it is large.
+
+        Args:
+            file: Open for reading.
+            note: ASCII, which the store keeps with it, but not in it; see `read_note`.
+        """
         with _errors(self):
-            _store(self.root).put(str(self.key), file, attributes=_content_type(self.name))
+            _store(self.root).put(str(self.key), file, attributes=_content_type(self.name) | {_NOTE: note})
+
+    def read_note(self) -> str:
+        """Returns what `write_file` was to keep with it; empty where there is none."""
+        with _errors(self), contextlib.suppress(FileNotFoundError):
+            return _store(self.root).get(str(self.key), options={"head": True}).attributes.get(_NOTE, "")
+        return ""
 
     def write_bytes(self, data: bytes) -> None:
         """Writes it: it appears whole, or not at all."""

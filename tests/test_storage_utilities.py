@@ -10,16 +10,18 @@ import threading
 import time
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 
 import lease_utilities
 import parts_utilities
 import storage_utilities
 from errors import ConfigError
+from feature_utilities import FEATURES, FeatureFile, read_features
 from lease_utilities import hold_lease
 from object_store import ENVIRONMENT, free_port, serve_s3
 from parts_utilities import PartsFile, parts_of, read_whole
-from record_utilities import iterate_lines, to_line
+from record_utilities import iterate_lines, replace_file, to_line
 from storage_utilities import Entry, RemotePath, TooLongError, is_url, to_place
 
 
@@ -231,7 +233,39 @@ def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypa
     part.write_bytes(kept)  # as if it had been killed again, before it could delete it
     file.append(to_line({"source": "b"}))
     file.join()
-    assert [row["source"] for row in iterate_lines(path, {"source": str}) if row] == ["a", "a", "b"]
+    assert [row["source"] for row in iterate_lines(path, {"source": str}) if row] == ["a", "b"]
+
+
+def kill(*_):
+    raise KeyboardInterrupt
+
+
+def test_features_keep_their_places_where_a_run_is_killed_after_it_has_joined_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_utilities, "_SECONDS", 0)
+    sources = [f"{number}.jpg" for number in range(6)]
+    for some in (sources[:3], sources[3:5], sources[5:]):
+        file = FeatureFile(folder)
+        for source in some:
+            file.append(source, np.full(4, int(source[0]), np.float32))
+        with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(parts_utilities, "drop_parts", kill)
+            file.sync()
+    (tmp_path / FEATURES).write_bytes(read_whole(folder / FEATURES))
+    features, indices = read_features(tmp_path, sources, 4)
+    assert len(features) == 6
+    assert features[indices, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_file_is_replaced_only_once_its_parts_are_gone(folder, monkeypatch):
+    monkeypatch.setattr(parts_utilities, "_SECONDS", 0)
+    path = folder / "metadata.jsonl"
+    PartsFile(path).append(b"old")
+    with contextlib.suppress(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(parts_utilities, "drop_parts", kill)
+        replace_file(path, b"new")
+    assert read_whole(path) == b"old"
+    replace_file(path, b"new")
+    assert read_whole(path) == b"new"
 
 
 def test_an_object_is_replaced_where_nobody_else_has(folder):
