@@ -26,6 +26,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _TIMEOUT = {"connect_timeout": "10s", "timeout": "2min"}
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
 _NOTE = "joined"  # in the object's own metadata
+_LONGEST_KEY = 1024  # bytes; S3's and Google's limit, and Azure's of characters
 _LISTED = 1000  # objects an answer, as the stores themselves give
 
 _UNREACHABLE = ("error sending request", "timed out", "dns error", "http error")
@@ -218,8 +219,7 @@ class RemotePath:
             file: Open for reading.
             note: ASCII, which the store keeps with it, but not in it; see `read_note`.
         """
-        with _errors(self):
-            _store(self.root).put(str(self.key), file, attributes=_content_type(self.name) | {_NOTE: note})
+        self._put(file, attributes=_content_type(self.name) | {_NOTE: note})
 
     def read_note(self) -> str:
         """Returns what `write_file` was to keep with it; empty where there is none."""
@@ -229,8 +229,7 @@ class RemotePath:
 
     def write_bytes(self, data: bytes) -> None:
         """Writes it: it appears whole, or not at all."""
-        with _errors(self):
-            _store(self.root).put(str(self.key), data, attributes=_content_type(self.name))
+        self._put(data, attributes=_content_type(self.name))
 
     def create(self, data: bytes) -> None:
         """Writes it where there is none.
@@ -238,8 +237,7 @@ class RemotePath:
         Raises:
             FileExistsError: There is one.
         """
-        with _errors(self):
-            _store(self.root).put(str(self.key), data, mode="create")
+        self._put(data, mode="create")
 
     def read_with_version(self) -> tuple[bytes, dict[str, str]]:
         """Returns its contents, and what tells this state of it from others, for `replace`.
@@ -257,8 +255,13 @@ class RemotePath:
         Raises:
             FileExistsError: Somebody has written or deleted it.
         """
+        self._put(data, mode=dict(version) or "overwrite")
+
+    def _put(self, data: bytes | IO[bytes], **options: Any) -> None:
+        if len(str(self.key).encode(errors="replace")) > _LONGEST_KEY:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
         with _errors(self):
-            _store(self.root).put(str(self.key), data, mode=dict(version) or "overwrite")
+            _store(self.root).put(str(self.key), data, **options)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""

@@ -178,6 +178,9 @@ def copy_aside(photo: PhotoFile, folder: Place) -> None:
     try:
         write_atomically(path, contents)
     except OSError as error:
+        if error.errno not in _FATAL:
+            _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, folder, error.strerror)
+            return
         raise OutputError(
             f"{path}: can't be written: {error.strerror}; make room, or leave out --keep-unknown"
         ) from None

@@ -1,6 +1,7 @@
 """Objects by the verbs of pathlib, files that grow in parts, and leases; against an S3 server on this machine."""
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -138,6 +139,16 @@ def test_a_name_that_leads_out_of_a_folder_is_not_in_it_and_no_object_s(folder, 
     for use in ((folder / name).read_bytes, (folder / name).unlink, lambda: (folder / name).write_bytes(b"")):
         with pytest.raises(OSError, match="is no name of an object"):
             use()
+
+
+def test_a_name_that_is_too_long_for_a_store_is_that_of_a_file_too_long_for_a_disk(folder):
+    path = folder / ("x" * (1023 - len(str(folder.key))))
+    path.write_bytes(b"")
+    longer = path.with_name(f"{path.name}x")
+    for use in (longer.write_bytes, longer.create, lambda data: longer.replace(data, {})):
+        with pytest.raises(OSError, match="File name too long") as caught:
+            use(b"")
+        assert caught.value.errno == errno.ENAMETOOLONG
 
 
 def test_what_is_deleted_is_gone(folder):

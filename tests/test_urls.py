@@ -15,7 +15,7 @@ from conftest import save_photo, save_photos
 from object_store import ENVIRONMENT, download, free_port, place, serve_s3, upload
 from output_utilities import OutputFolder
 from program import differing, results, rows, start
-from record_utilities import iterate_records
+from record_utilities import iterate_lines, iterate_records
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,17 @@ def test_overwriting_deletes_what_was_there_and_other_settings_are_refused(run, 
     assert run("--overwrite", output=url)[0] == 0
     run()
     assert differing(results(download(url, tmp_path / "copy")), results(tmp_path / "out")) == []
+
+
+def test_a_photo_whose_cut_out_would_have_too_long_a_name_is_a_failure(run, photos, url):
+    dataset = place(upload(photos, f"{url}/p"))
+    folders = (f"{'x' * 99}/" * 10)[: 1018 - len(str(dataset.key))]
+    (dataset / f"{folders}a.jpg").write_bytes((photos / "car.jpg").read_bytes())
+    code, out, _ = run(dataset=str(dataset), output=f"{url}/out")
+    assert code == 1
+    assert "6 photos written, 1 failed" in out
+    [failure] = iterate_lines(place(f"{url}/out") / "failures.jsonl", {})
+    assert failure["reason"] == "can't be written: File name too long"
 
 
 def test_what_is_doubtful_goes_to_a_review_folder_beside_it(run, tmp_path, url):
