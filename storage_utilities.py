@@ -23,8 +23,18 @@ from errors import ConfigError
 SCHEMES = ("s3", "gs", "az")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_TIMEOUT = {"connect_timeout": "10s", "timeout": "2min"}
-_RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+# A large object may take long to be read, while something comes. Writing, a read_timeout would count what is sent,
+# too: 5 MB a request, of which several share the line.
+_READING = {"connect_timeout": "10s", "read_timeout": "1min", "timeout": "1day"}
+_WRITING = {"connect_timeout": "10s", "timeout": "10min"}
+# A run outlasts some minutes in which its store is throttled or away. (Not more: each try has the same credentials.)
+_PATIENT = {"max_retries": 1000, "retry_timeout": timedelta(minutes=4)}  # 15 seconds apart at most
+_IMPATIENT = {"max_retries": 6, "retry_timeout": timedelta(seconds=20)}
+_CONNECTIONS = {
+    "read": (_READING, _PATIENT),
+    "write": (_WRITING, _PATIENT),
+    "claim": (_WRITING, _IMPATIENT),  # where there is none: stores that don't know of that answer as if they were down
+}
 _NOTE = "joined"  # in the object's own metadata
 _LONGEST_KEY = 1024  # bytes; S3's and Google's limit, and Azure's of characters
 _LISTED = 1000  # objects an answer, as the stores themselves give
@@ -237,7 +247,7 @@ class RemotePath:
         Raises:
             FileExistsError: There is one.
         """
-        self._put(data, mode="create")
+        self._put(data, "claim", mode="create")
 
     def read_with_version(self) -> tuple[bytes, dict[str, str]]:
         """Returns its contents, and what tells this state of it from others, for `replace`.
@@ -255,13 +265,13 @@ class RemotePath:
         Raises:
             FileExistsError: Somebody has written or deleted it.
         """
-        self._put(data, mode=dict(version) or "overwrite")
+        self._put(data, "claim", mode=dict(version) or "overwrite")
 
-    def _put(self, data: bytes | IO[bytes], **options: Any) -> None:
+    def _put(self, data: bytes | IO[bytes], purpose: str = "write", **options: Any) -> None:
         if len(str(self.key).encode(errors="replace")) > _LONGEST_KEY:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
         with _errors(self):
-            _store(self.root).put(str(self.key), data, **options)
+            _store(self.root, purpose).put(str(self.key), data, **options)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""
@@ -320,18 +330,35 @@ Place = Path | RemotePath
 
 
 @functools.cache
-def _store(root: str) -> Any:
+def _store(root: str, purpose: str = "read") -> Any:
     """Returns the connection to a bucket, which all threads of this process share.
 
     Who one is comes from the environment: AWS_..., GOOGLE_..., AZURE_..., or the machine's own role.
+
+    Args:
+        root: `scheme://bucket`.
+        purpose: A key of `_CONNECTIONS`.
     """
+    from obstore import exceptions
+
+    if purpose == "read":  # with which runs begin: a wrong address, or no credentials, are told of at once
+        try:
+            _connect(root, _READING, _IMPATIENT).head("~")
+        except exceptions.GenericError as error:
+            if _to_os_error(str(error), root).errno in (errno.ENOTCONN, errno.EACCES):
+                raise
+        except (exceptions.BaseError, FileNotFoundError):  # an answer
+            pass
+    return _connect(root, *_CONNECTIONS[purpose])
+
+
+def _connect(root: str, timeouts: Mapping[str, str], retries: Mapping[str, Any]) -> Any:
     from obstore.store import from_url
 
-    endpoints = [value for name, value in os.environ.items() if "ENDPOINT" in name.upper()]
-    options = dict(_TIMEOUT)
-    if any(value.startswith("http://") for value in endpoints):
+    options: dict[str, Any] = dict(timeouts)
+    if any("ENDPOINT" in name.upper() and value.startswith("http://") for name, value in os.environ.items()):
         options["allow_http"] = True
-    return from_url(root, client_options=options, retry_config=_RETRY)
+    return from_url(root, client_options=options, retry_config=retries)
 
 
 def _content_type(name: str) -> dict[str, str]:

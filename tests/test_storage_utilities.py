@@ -20,7 +20,7 @@ import storage_utilities
 from errors import ConfigError
 from feature_utilities import FEATURES, FeatureFile, read_features
 from lease_utilities import hold_lease
-from object_store import ENVIRONMENT, free_port, serve_s3
+from object_store import ENVIRONMENT, free_port, serve_answers, serve_s3
 from parts_utilities import PartsFile, parts_of, read_whole
 from record_utilities import iterate_lines, replace_file, to_line
 from storage_utilities import Entry, RemotePath, TooLongError, is_url, to_place
@@ -197,6 +197,12 @@ def test_a_server_that_is_not_there_is_named(bucket, another_server):
     with pytest.raises(ConnectionError) as caught:
         (bucket / "a").read_bytes()
     assert caught.value.strerror == f"{address} does not answer"
+
+
+def test_a_run_outlasts_a_store_that_is_throttled(bucket, another_server):
+    with serve_answers((404, ""), *[(503, "<Error><Code>SlowDown</Code></Error>")] * 6, (200, "x")) as address:
+        another_server(AWS_ENDPOINT_URL=address)
+        assert (bucket / "a").read_bytes() == b"x"
 
 
 def test_missing_credentials_are_named(bucket, another_server, monkeypatch):
