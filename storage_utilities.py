@@ -39,8 +39,21 @@ _NOTE = "joined"  # in the object's own metadata
 _LONGEST_KEY = 1024  # bytes; S3's and Google's limit, and Azure's of characters
 _LISTED = 1000  # objects an answer, as the stores themselves give
 
+# What obstore says of a request: its verb, its URL, and what came of it.
+_REQUEST = re.compile(
+    r"Error performing ([A-Z]+) (\S+) (?:in|after) .*? - (?:Server returned non-2xx status code: )?(.*)"
+)
+_IN_ANSWERS = r"(?:<Code>|\(code: )(\w+)", r"<Message>(.*?)</Message>"
 _UNREACHABLE = ("error sending request", "timed out", "dns error", "http error")
-_NO_CREDENTIALS = ("credential", "/latest/api/token", "169.254.169.254", "metadata.google", "missing account")
+_ASKS_WHO_ONE_IS = re.compile(r"^http://(169\.254\.|metadata\.google)|/latest/api/token$")  # the machine's own role
+_NO_CREDENTIALS = ("credential", "missing account", "account must be specified")
+_ANOTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
+_REMEDIES = {
+    "ExpiredToken": "the credentials have expired; renew AWS_SESSION_TOKEN and the keys that belong to it",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "PermanentRedirect": _ANOTHER_REGION,
+    "AuthorizationHeaderMalformed": _ANOTHER_REGION,
+}
 
 
 def is_url(text: str) -> bool:
@@ -383,8 +396,6 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-        raise PermissionError(errno.EACCES, "access denied; are the credentials right?", str(path)) from None
     except exceptions.NotSupportedError:
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
     except exceptions.BaseError as error:
@@ -395,17 +406,36 @@ def _errors(path: RemotePath) -> Iterator[None]:
 
 def _to_os_error(text: str, path: str) -> OSError:
     said = " ".join(text.partition("Debug source")[0].split())
-    if "NoSuchBucket" in said:
+    request = _REQUEST.search(said)
+    method, url, cause = request.groups() if request else ("", "", said)
+    code, message = (re.search(pattern, cause) for pattern in _IN_ANSWERS)
+    code = code[1] if code else "PermanentRedirect" if "redirect without LOCATION" in cause else ""
+    if code == "NoSuchBucket":
         return FileNotFoundError(errno.ENOENT, "no such bucket", path)
-    if "AccessDenied" in said or "403 Forbidden" in said:  # of listings, which obstore does not tell apart
-        return PermissionError(errno.EACCES, "access denied; are the credentials right?", path)
-    if any(sign in said.lower() for sign in _NO_CREDENTIALS):
-        reason = "no credentials; set those of the store in the environment, such as AWS_ACCESS_KEY_ID"
+    deletes = method == "DELETE" or url.endswith("?delete") or "DeleteObjects" in said
+    if (reason := _why_denied(code, url, cause, deletes=deletes)) is not None:
         return PermissionError(errno.EACCES, reason, path)
-    if any(sign in said.lower() for sign in _UNREACHABLE):
-        server = re.search(r"https?://[^/ ]+", said)
-        return ConnectionError(errno.ENOTCONN, f"{server[0] if server else 'the store'} does not answer", path)
-    return OSError(errno.EIO, _shorten(said), path)
+    if any(sign in cause.lower() for sign in _UNREACHABLE):
+        server = re.match(r"(https?://)(?:[^/@]*@)?([^/]+)", url)  # without the name and password that it may hold
+        return ConnectionError(
+            errno.ENOTCONN, f"{server[1] + server[2] if server else 'the store'} does not answer", path
+        )
+    if code:
+        cause = f"{cause.partition(':')[0]}: {code}{f': {message[1]}' if message else ''}"
+    return OSError(errno.EIO, _shorten(cause), path)
+
+
+def _why_denied(code: str, url: str, cause: str, *, deletes: bool) -> str | None:
+    """Returns what is wrong with who one is, to a store; None where that is not what is wrong."""
+    if code in _REMEDIES:
+        return f"{code}: {_REMEDIES[code]}"
+    if _ASKS_WHO_ONE_IS.search(url) or (not url and any(sign in cause.lower() for sign in _NO_CREDENTIALS)):
+        return "no credentials; set those of the store in the environment, such as AWS_ACCESS_KEY_ID"
+    if code != "AccessDenied" and not cause.startswith(("401", "403")):
+        return None
+    if deletes:
+        return "deleting is denied; let these credentials delete, too"
+    return f"access denied{f' ({code})' if code not in ('', 'AccessDenied') else ''}; are the credentials right?"
 
 
 def _shorten(said: str) -> str:

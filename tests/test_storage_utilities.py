@@ -205,6 +205,59 @@ def test_a_run_outlasts_a_store_that_is_throttled(bucket, another_server):
         assert (bucket / "a").read_bytes() == b"x"
 
 
+def body(code):
+    return (
+        f"<?xml version='1.0'?>\n<Error><Code>{code}</Code><Message>What is wrong.</Message><HostId>x</HostId></Error>"
+    )
+
+
+ANSWERS = {
+    "bad request": (400, body("BadDigest"), "400 Bad Request: BadDigest: What is wrong."),
+    "no XML": (400, "<html>nginx</html>", "400 Bad Request: <html>nginx</html>"),
+    "denied": (403, body("AccessDenied"), "access denied; are the credentials right?"),
+    "signature": (403, body("SignatureDoesNotMatch"), "access denied (SignatureDoesNotMatch); are the credentials"),
+    "no XML, denied": (403, "", "access denied; are the credentials right?"),
+    "clock": (403, body("RequestTimeTooSkewed"), "RequestTimeTooSkewed: this machine's clock is wrong; set it"),
+    "expired": (400, body("ExpiredToken"), "ExpiredToken: the credentials have expired; renew AWS_SESSION_TOKEN"),
+    "region": (301, body("PermanentRedirect"), "PermanentRedirect: the bucket is in another region; set AWS_REGION"),
+    "other region": (400, body("AuthorizationHeaderMalformed"), "the bucket is in another region; set AWS_REGION"),
+}
+
+
+@pytest.mark.parametrize(("status", "text", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_what_a_store_answers_is_told_without_what_it_was_asked(bucket, another_server, status, text, reason):
+    folder = bucket / "photos of the credentials" / ("x" * 200)
+    with serve_answers((404, ""), (status, text)) as address:
+        another_server(AWS_ENDPOINT_URL=address)
+        for use in (folder.read_bytes, folder.scan, lambda: folder.write_bytes(b"")):
+            with pytest.raises(OSError, match=r"\w") as caught:
+                use()
+            assert reason in caught.value.strerror
+            assert "xxx" not in caught.value.strerror
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (403, body("AccessDenied")),
+        (200, "<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code><Message/></Error></DeleteResult>"),
+    ],
+    ids=["all", "one"],
+)
+def test_where_deleting_is_denied_that_is_said(bucket, another_server, status, text):
+    with serve_answers((404, ""), (status, text)) as address:
+        another_server(AWS_ENDPOINT_URL=address)
+        with pytest.raises(PermissionError, match="deleting is denied"):
+            (bucket / "a").unlink()
+
+
+def test_a_server_s_address_is_told_without_its_password(bucket, another_server):
+    another_server(AWS_ENDPOINT_URL=f"http://name:secret@127.0.0.1:{(port := free_port())}")
+    with pytest.raises(ConnectionError) as caught:
+        (bucket / "a").read_bytes()
+    assert caught.value.strerror == f"http://127.0.0.1:{port} does not answer"
+
+
 def test_missing_credentials_are_named(bucket, another_server, monkeypatch):
     for name in ENVIRONMENT:
         monkeypatch.delenv(name)
@@ -372,10 +425,3 @@ def test_who_has_lost_its_lease_learns_of_it_and_leaves_the_other_s_alone(folder
             time.sleep(0.02)
         assert lost()
     assert (folder / "lock").read_bytes() == b'{"token": "another"}'
-
-
-def test_a_listing_that_is_denied_says_so():
-    said = "Generic S3 error: Error performing list request: Server returned non-2xx status code: 403 Forbidden: <Code>"
-    error = storage_utilities._to_os_error(said, "s3://bucket/connect")
-    assert isinstance(error, PermissionError)
-    assert error.strerror == "access denied; are the credentials right?"
