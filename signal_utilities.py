@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+
+_GRACE = 10.0  # seconds for what is to end at once
 
 
 class Signals:
     """What Ctrl-C, SIGTERM and a closed terminal (SIGHUP) do; a context manager.
 
     Inside `stop_gently` the first one only asks the run to stop, which then finishes what it has begun: nothing is cut
-    off in the middle of its bookkeeping. Elsewhere, and from the second one on, they raise KeyboardInterrupt.
+    off in the middle of its bookkeeping. Elsewhere, and from the second one on, they raise KeyboardInterrupt; and where
+    that has ended nothing ten seconds later, the process ends as if it were killed. Python raises nothing as long as a
+    library does not return, from a request to a store that does not answer for one, and waits for its threads.
 
     Attributes:
         number: Of the first signal that came; 0 before it.
@@ -24,6 +30,7 @@ class Signals:
         self._gently = False
         self._before: dict[int, Any] = {}
         self._others: list[Callable[[], bool]] = []
+        self._left = threading.Event()
 
     def __enter__(self) -> Signals:
         handled = [signal.SIGINT, signal.SIGTERM]
@@ -31,9 +38,16 @@ class Signals:
         if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # nohup ignores it
             handled.append(hang_up)
         self._before = {number: signal.signal(number, self._handle) for number in handled}
+        self._wakes, woken = socket.socketpair()
+        self._wakes.settimeout(0)  # as set_wakeup_fd wants it
+        self._woke_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(woken,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        signal.set_wakeup_fd(self._woke_before)
+        self._wakes.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -61,3 +75,16 @@ class Signals:
             raise KeyboardInterrupt
         with contextlib.suppress(OSError):  # not by print: the signal may have come in the middle of one
             os.write(2, b"\nmain.py: stopping after the photos in hand; the same signal again stops at once\n")
+
+    def _watch(self, woken: socket.socket) -> None:
+        """Ends the process where a signal that was to interrupt it has not; is told of signals by Python's C code."""
+        came: list[int] = []
+        with woken:
+            while told := woken.recv(1):
+                came += [number for number in told if number in self._before]
+                only_asks = self._gently and len(came) == 1
+                if came and not only_asks and not self._left.wait(_GRACE):
+                    with contextlib.suppress(OSError):
+                        os.write(2, b"\nmain.py: ended in the middle of something that did not end by itself\n")
+                        os.write(2, b"\x1b[?25h" * os.isatty(2))  # the cursor, which a progress bar hides
+                    os._exit(128 + came[0])

@@ -1,6 +1,9 @@
 """Ctrl-C and its like: a clean end, with nothing lost that was begun."""
 
+import os
 import signal
+import socket
+import subprocess
 import sys
 from itertools import chain
 
@@ -9,6 +12,8 @@ import pytest
 import flow_utilities
 import main
 import signal_utilities
+from config_utilities import PROGRAM_DIR
+from object_store import ENVIRONMENT
 from program import pngs, results, rows, start, wait_for_records
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
@@ -84,6 +89,29 @@ def test_signals_are_as_before_when_the_program_is_done(run):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+_HANGS = """
+import contextlib, signal_utilities, storage_utilities
+signal_utilities._GRACE = 0.1
+with signal_utilities.Signals() as signals, signals.stop_gently() if {gently} else contextlib.nullcontext():
+    storage_utilities.to_place("s3://bucket/a", flag="test").read_bytes()
+"""
+
+
+@pytest.mark.parametrize(("numbers", "gently"), [([2], False), ([2, 15], True)], ids=["at once", "the second one"])
+def test_a_store_that_does_not_answer_keeps_no_run_from_ending(numbers, gently):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environment = {**os.environ, **ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        script = [sys.executable, "-c", _HANGS.format(gently=gently)]
+        process = subprocess.Popen(script, cwd=PROGRAM_DIR, env=environment, stderr=subprocess.PIPE, text=True)
+        connection, _ = server.accept()
+        with connection:
+            for number in numbers:
+                process.send_signal(number)
+            _, err = process.communicate(timeout=50)
+    assert process.returncode in [128 + number for number in numbers]
+    assert err.endswith("ended in the middle of something that did not end by itself\n")
 
 
 def test_nohup_is_respected(monkeypatch):
