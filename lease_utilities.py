@@ -13,9 +13,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from storage_utilities import RemotePath
+from storage_utilities import RemotePath, fence
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -37,7 +38,8 @@ def hold_lease(
     """Holds the lease of an object, which is made for it and deleted afterwards, as long as the block takes.
 
     No clocks are compared: whoever finds the object watches whether it changes. A run that was killed changes nothing
-    any more; one of this machine is known to be gone at once.
+    any more; one of this machine is known to be gone at once. Who has lost its lease can write neither to the object's
+    folder any more nor to those beside it: another run does.
 
     Args:
         path: Of the object.
@@ -51,48 +53,74 @@ def hold_lease(
     Raises:
         OSError: The store can't be written.
     """
-    mine = {"token": uuid.uuid4().hex, "process": os.getpid(), "host": socket.gethostname(), "count": 0}
-    _take(path, mine, on_held, watch)
+    mine = {
+        "token": uuid.uuid4().hex,
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "count": 0,
+    }
+    renewed = time.time()
+    if not _take(path, mine, on_held, watch):
+        yield lambda: False
+        return
     lost, ended = threading.Event(), threading.Event()
 
+    def look() -> _Lease | None:
+        lease = _read(path)
+        if lease is None or lease.told.get("token") != mine["token"]:
+            lost.set()
+        return lease
+
     def keep() -> None:
+        nonlocal renewed
         while not ended.wait(renew):
             mine["count"] += 1
             with contextlib.suppress(OSError):  # the run itself will notice that the store is gone
-                lease = _read(path)
-                if lease is None or lease.told.get("token") != mine["token"]:
-                    lost.set()
+                now, lease = time.time(), look()
+                if lost.is_set():
                     return
                 path.replace(_encode(mine), lease.version)
+                renewed = now
+
+    def is_lost() -> bool:
+        # Without a renewal for long, as after a machine's sleep, another run may have it without this one's knowledge.
+        if not lost.is_set() and abs(time.time() - renewed) > 2 * renew:
+            with contextlib.suppress(OSError):
+                look()
+        return lost.is_set()
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     try:
-        yield lost.is_set
+        with fence(path, is_lost):
+            yield is_lost
     finally:
         ended.set()
         thread.join()
-        if not lost.is_set():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            look()
+            if not lost.is_set():
                 path.unlink(missing_ok=True)
 
 
-def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None], watch: float) -> None:
+def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None], watch: float) -> bool:
+    """Takes a lease; returns whether the store can tell who has it."""
     while True:
         try:
             path.create(_encode(mine))
-            return
+            return True
         except FileExistsError:
             before = _read(path)
         except OSError as error:
             if error.errno != errno.ENOTSUP:
                 raise
             _LOGGER.warning("%s: can't be locked in this store; let no other run write to it", path.parent)
-            return
+            return False
         if before is None:  # given back meanwhile
             continue
         if before.told.get("token") == mine["token"]:  # the store had it before it said so, and was asked again
-            return
+            return True
         if before.told and not _is_dead(before.told):
             _LOGGER.warning("%s: is locked by %s; watching whether that lives", path.parent, _holder(before.told))
             if _changes(path, before, watch):
@@ -116,8 +144,8 @@ def _changes(path: RemotePath, before: _Lease, watch: float) -> bool:
 def _is_dead(lease: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that is no more."""
     process = lease.get("process")
-    here = lease.get("host") == socket.gethostname() and isinstance(process, int) and process > 0
-    if not here or os.name == "nt":  # where signal 0 is Ctrl-C
+    here = lease.get("machine") == _machine() != "" and isinstance(process, int) and process > 0
+    if not here:
         return False
     try:
         os.kill(process, 0)
@@ -126,6 +154,18 @@ def _is_dead(lease: dict[str, Any]) -> bool:
     except OSError:
         return False
     return False
+
+
+def _machine() -> str:
+    """Returns what processes share whose numbers mean the same; containers have host names in common.
+
+    Empty where /proc does not tell.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _holder(lease: dict[str, Any]) -> str:

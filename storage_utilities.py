@@ -12,7 +12,7 @@ import io
 import mimetypes
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -283,11 +283,13 @@ class RemotePath:
     def _put(self, data: bytes | IO[bytes], purpose: str = "write", **options: Any) -> None:
         if len(str(self.key).encode(errors="replace")) > _LONGEST_KEY:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
+        _check_fences(self)
         with _errors(self):
             _store(self.root, purpose).put(str(self.key), data, **options)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""
+        _check_fences(self)
         with _errors(self), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
             _store(self.root).delete(str(self.key))
 
@@ -340,6 +342,30 @@ class RemotePath:
 
 
 Place = Path | RemotePath
+
+_FENCES: dict[RemotePath, Callable[[], bool]] = {}
+
+
+@contextlib.contextmanager
+def fence(lock: RemotePath, is_lost: Callable[[], bool]) -> Iterator[None]:
+    """Lets nothing be written or deleted in the folder of a lock, and in those beside it, once the lock is lost.
+
+    Args:
+        lock: Itself is not behind the fence.
+        is_lost: Whether another run has it.
+    """
+    _FENCES[lock] = is_lost
+    try:
+        yield
+    finally:
+        del _FENCES[lock]
+
+
+def _check_fences(path: RemotePath) -> None:
+    for lock, is_lost in list(_FENCES.items()):
+        inside = path != lock and str(path).startswith((f"{lock.parent}/", f"{lock.parent}-"))
+        if inside and is_lost():
+            raise OSError(errno.EROFS, "another run has taken the output over, while this one stood still", str(path))
 
 
 @functools.cache

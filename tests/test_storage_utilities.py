@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import os
 import pickle
 import socket
@@ -17,13 +18,14 @@ import pytest
 import lease_utilities
 import parts_utilities
 import storage_utilities
-from errors import ConfigError
+from errors import ConfigError, OutputError
 from feature_utilities import FEATURES, FeatureFile, read_features
 from lease_utilities import hold_lease
 from object_store import ENVIRONMENT, free_port, serve_answers, serve_s3
+from output_utilities import OutputFolder
 from parts_utilities import PartsFile, parts_of, read_whole
 from record_utilities import iterate_lines, replace_file, to_line
-from storage_utilities import Entry, RemotePath, TooLongError, is_url, to_place
+from storage_utilities import Entry, RemotePath, TooLongError, fence, is_url, to_place
 
 
 @pytest.fixture(scope="module")
@@ -377,11 +379,23 @@ def test_one_lease_at_a_time(folder):
     assert not (folder / "lock").exists()
 
 
-def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder):
-    (folder / "lock").write_bytes(b'{"token": "x", "process": 999999999, "host": "%s"}' % socket.gethostname().encode())
-    began = time.monotonic()
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /proc")
+def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder, monkeypatch):
+    lease = {"token": "x", "process": 999999999, "machine": lease_utilities._machine()}
+    (folder / "lock").write_bytes(json.dumps(lease).encode())
+    monkeypatch.setattr(lease_utilities, "_changes", lambda *_: pytest.fail("is watched"))
     with hold_lease(folder / "lock", on_held=refuse):
-        assert time.monotonic() - began < 10
+        pass
+
+
+@pytest.mark.parametrize("machine", ["another", "", None])
+def test_of_another_machine_s_process_nobody_here_knows_whether_it_lives(folder, monkeypatch, machine):
+    monkeypatch.setattr(lease_utilities, "_machine", lambda: "this" if machine else "")
+    lease = {"token": "x", "process": 999999999, "host": socket.gethostname(), "machine": machine}
+    (folder / "lock").write_bytes(json.dumps(lease).encode())
+    monkeypatch.setattr(lease_utilities, "_changes", lambda *_: True)
+    with pytest.raises(PermissionError, match="process 999999999"), hold_lease(folder / "lock", on_held=refuse):
+        pass
 
 
 @pytest.mark.parametrize("left", [b'{"token": "x", "process": 1, "host": "elsewhere"}', b"no lease"])
@@ -425,3 +439,38 @@ def test_who_has_lost_its_lease_learns_of_it_and_leaves_the_other_s_alone(folder
             time.sleep(0.02)
         assert lost()
     assert (folder / "lock").read_bytes() == b'{"token": "another"}'
+
+
+def test_who_ends_before_it_learns_that_its_lease_is_lost_leaves_the_other_s_alone(folder):
+    with hold_lease(folder / "lock", on_held=refuse, renew=1000):
+        (folder / "lock").write_bytes(b'{"token": "another"}')
+    assert (folder / "lock").read_bytes() == b'{"token": "another"}'
+
+
+def test_after_a_sleep_a_run_looks_for_its_lease_before_it_writes(folder, monkeypatch):
+    beside = folder.with_name(f"{folder.name}-review") / "metadata.jsonl"
+    (folder / "a").write_bytes(b"theirs")
+    with hold_lease(folder / "lock", on_held=refuse, renew=1000) as lost:
+        (folder / "lock").write_bytes(b'{"token": "another"}')
+        later = time.time() + 5000
+        monkeypatch.setattr(lease_utilities.time, "time", lambda: later)
+        for use in ((folder / "a").unlink, lambda: (folder / "a").write_bytes(b""), lambda: beside.write_bytes(b"")):
+            with pytest.raises(OSError, match="another run has taken the output over"):
+                use()
+        assert lost()
+    assert (folder / "a").read_bytes() == b"theirs"
+    assert not beside.exists()
+    (folder / "a").write_bytes(b"mine")
+
+
+def test_a_run_without_its_lease_records_nothing_any_more(folder):
+    lost = threading.Event()
+    with fence(folder / ".lock", lost.is_set):
+        output = OutputFolder(folder, {}, items=["red"])
+        before = {path: path.read_bytes() for path in folder.walk()}
+        output.record({"source": "a.jpg", "label": "red", "item_probability": 0.9, "flags": []}, np.zeros(4))
+        output.fail("b.jpg", "is broken", stage="decode")
+        lost.set()
+        with pytest.raises(OutputError, match="another run has taken the output over"), output:
+            pass
+    assert {path: path.read_bytes() for path in folder.walk()} == before
