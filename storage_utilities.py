@@ -422,7 +422,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-    except exceptions.NotSupportedError:
+    except (exceptions.NotSupportedError, NotImplementedError):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
     except exceptions.BaseError as error:
         raise _to_os_error(str(error), str(path)) from None
@@ -438,6 +438,8 @@ def _to_os_error(text: str, path: str) -> OSError:
     code = code[1] if code else "PermanentRedirect" if "redirect without LOCATION" in cause else ""
     if code == "NoSuchBucket":
         return FileNotFoundError(errno.ENOENT, "no such bucket", path)
+    if cause.startswith("501"):
+        return OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), path)
     deletes = method == "DELETE" or url.endswith("?delete") or "DeleteObjects" in said
     if (reason := _why_denied(code, url, cause, deletes=deletes)) is not None:
         return PermissionError(errno.EACCES, reason, path)

@@ -379,6 +379,17 @@ def test_one_lease_at_a_time(folder):
     assert not (folder / "lock").exists()
 
 
+@pytest.mark.parametrize("setting", ["disabled", "etag"])
+def test_a_store_that_can_not_tell_who_came_first_is_warned_of_and_locks_nothing(
+    bucket, another_server, caplog, setting
+):
+    with serve_answers((501, body("NotImplemented"))) as address:
+        another_server(AWS_ENDPOINT_URL=address, AWS_CONDITIONAL_PUT=setting)
+        with hold_lease(bucket / "out" / "lock", on_held=refuse, renew=0) as lost:
+            assert not lost()
+    assert "s3://bucket/out: can't be locked in this store; let no other run write to it" in caplog.text
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /proc")
 def test_the_lease_of_a_dead_process_is_taken_over_at_once(folder, monkeypatch):
     lease = {"token": "x", "process": 999999999, "machine": lease_utilities._machine()}
