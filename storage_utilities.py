@@ -23,8 +23,15 @@ from errors import ConfigError
 SCHEMES = ("s3", "gs", "az")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
+_SERVERS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+_SERVER = re.compile(r"https?://[^/?#\s]*[^/?#\s:](/\S*)?")  # others crash obstore in the middle of a request
+
 # A large object may take long to be read, while something comes. Writing, a read_timeout would count what is sent,
-# too: 5 MB a request, of which several share the line.
+# too: up to 5 MB a request, of which several share the line.
 _READING = {"connect_timeout": "10s", "read_timeout": "1min", "timeout": "1day"}
 _WRITING = {"connect_timeout": "10s", "timeout": "10min"}
 # A run outlasts some minutes in which its store is throttled or away. (Not more: each try has the same credentials.)
@@ -71,7 +78,7 @@ def to_place(text: str, *, flag: str) -> Path | RemotePath:
         flag: That has named it, for the messages.
 
     Raises:
-        ConfigError: The scheme is unknown, a bucket is missing, or obstore is not installed.
+        ConfigError: It names no place in a store, obstore is not installed, or the environment names no server.
     """
     match = _URL.match(text)
     if match is None:
@@ -79,14 +86,23 @@ def to_place(text: str, *, flag: str) -> Path | RemotePath:
     scheme = match[1].lower()
     if scheme not in SCHEMES:
         known = ", ".join(f"{each}://" for each in ("file", *SCHEMES))
+        text = re.sub(r"://.*@", "://...@", text)  # who one is stays untold
         raise ConfigError(f"{flag} {text}: no place that is known; use a path, or one of {known}")
     bucket, _, key = text[match.end() :].partition("/")
     if not bucket:
         raise ConfigError(f"{flag} {text}: names no bucket; write {scheme}://BUCKET/FOLDER")
+    if not _BUCKET.fullmatch(bucket):  # untold, as it may hold a secret
+        raise ConfigError(
+            f"{flag} {scheme}://...: what comes before the first slash is no name of a bucket; write "
+            f"{scheme}://BUCKET/FOLDER, and keys and servers into the environment"
+        )
     if not key.strip("/"):
         raise ConfigError(f"{flag} {text}: names a whole bucket; name a folder in it")
-    if any(part in ("..", ".") for part in key.split("/")):
-        raise ConfigError(f"{flag} {text}: holds a part that is only dots, which no object's name has; leave it out")
+    if any(part in ("..", ".", "") for part in key.removesuffix("/").split("/")):
+        raise ConfigError(f"{flag} {text}: holds a part that is empty or only dots; leave it out")
+    for name in _SERVERS.get(scheme, ()):
+        if not _SERVER.fullmatch(os.environ.get(name) or "http://none"):
+            raise ConfigError(f"{name}: is no address of a server; write https://HOST or http://HOST:PORT")
     try:
         import obstore  # noqa: F401 (to say early that it is missing)
     except ImportError:

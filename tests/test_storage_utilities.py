@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import sys
 import threading
@@ -60,7 +61,10 @@ REFUSED = {
     "s3:///photos": "names no bucket; write s3://BUCKET/FOLDER",
     "s3://bucket/": "names a whole bucket; name a folder in it",
     "s3://bucket": "names a whole bucket; name a folder in it",
-    "s3://bucket/a/../b": "holds a part that is only dots",
+    "s3://bucket/a/../b": "holds a part that is empty or only dots; leave it out",
+    "s3://bucket/./b": "holds a part that is empty or only dots; leave it out",
+    "s3://bucket//out": "holds a part that is empty or only dots; leave it out",
+    "s3://bucket/out//": "holds a part that is empty or only dots; leave it out",
 }
 
 
@@ -68,6 +72,30 @@ REFUSED = {
 def test_urls_that_name_no_folder_are_refused(url, problem):
     with pytest.raises(ConfigError, match=f"^--output {url}: {problem}"):
         to_place(url, flag="--output")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("s3://KEY:SECRET@bucket/x", "s3://KEY:SEC/RET@bucket/x", "s3://KEY@bucket", "ftp://KEY:SEC/RET@server/x"),
+        *("s3://bucket:80/x", "s3://bucket?x", "s3://bucket#x", "az://a b/x"),
+    ],
+)
+def test_a_url_that_holds_more_than_a_bucket_is_refused_without_its_secret(url):
+    with pytest.raises(ConfigError, match=r"^--output (s3|az|ftp)://[^\n]*; (write|use a path)") as caught:
+        to_place(url, flag="--output")
+    assert not re.search("KEY|SEC|RET", str(caught.value))
+
+
+@pytest.mark.parametrize("address", ["name:secret@localhost:9000", "localhost", "http://", "http:///x", "http://a b"])
+def test_an_address_of_a_server_that_is_none_is_refused(monkeypatch, address):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    with pytest.raises(
+        ConfigError, match=r"^AWS_ENDPOINT_URL: is no address of a server; write https://HOST"
+    ) as caught:
+        to_place("s3://bucket/x", flag="--output")
+    assert "secret" not in str(caught.value)
+    assert to_place("gs://bucket/x", flag="--output").name == "x"
 
 
 def test_without_obstore_a_url_says_what_to_install(monkeypatch):
