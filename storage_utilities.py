@@ -320,8 +320,11 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Whether objects lie below it."""
-        with _errors(self):
+        from obstore.exceptions import InvalidPathError
+
+        with _errors(self), contextlib.suppress(InvalidPathError):  # of an object, whose name obstore can't take
             return any(len(chunk) for chunk in _store(self.root).list(f"{self.key}/", chunk_size=1))
+        return True
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: folders are only in the names of objects."""
@@ -440,6 +443,10 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
     except (exceptions.NotSupportedError, NotImplementedError):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
+    except exceptions.InvalidPathError as error:  # in a listing
+        name = re.search(r'ath "(.*?)"(?:: Enc| con)', str(error))
+        reason = f"holds an object with a name that can't be read, {name[1] if name else error}; rename it"
+        raise OSError(errno.EINVAL, reason, str(path)) from None
     except exceptions.BaseError as error:
         raise _to_os_error(str(error), str(path)) from None
     except ValueError as error:  # of a name that no object can have

@@ -4,6 +4,8 @@ import functools
 import os
 import re
 import signal
+import urllib.parse
+import urllib.request
 
 import pytest
 
@@ -85,6 +87,21 @@ def test_a_photo_whose_cut_out_would_have_too_long_a_name_is_a_failure(run, phot
     assert "6 photos written, 1 failed" in out
     [failure] = iterate_lines(place(f"{url}/out") / "failures.jsonl", {})
     assert failure["reason"] == "can't be written: File name too long"
+
+
+@pytest.mark.parametrize("name", ["a//b.jpg", "a/./b.jpg", "a/../b.jpg"], ids=["slash", "dot", "dots"])
+def test_a_folder_with_an_object_that_no_path_leads_to_is_a_failure_and_the_run_goes_on(run, photos, url, name):
+    upload(photos, f"{url}/p")
+    key = urllib.parse.quote(f"{url.removeprefix('s3://bucket/')}/p/{name}")
+    address = f"{os.environ['AWS_ENDPOINT_URL']}/bucket/{key}"
+    urllib.request.urlopen(urllib.request.Request(address, b"x", method="PUT"), timeout=50).close()
+    code, out, err = run(dataset=f"{url}/p", output=f"{url}/out")
+    assert code == 1, err
+    assert "6 photos written, 1 failed" in out
+    [failure] = iterate_lines(place(f"{url}/out") / "failures.jsonl", {})
+    assert failure["source"] == "a"
+    assert failure["reason"].startswith("can't be listed: holds an object with a name that can't be read, ")
+    assert failure["reason"].endswith(f"/p/{name.removesuffix('b.jpg')}; rename it")
 
 
 def test_what_is_doubtful_goes_to_a_review_folder_beside_it(run, tmp_path, url):
