@@ -8,7 +8,6 @@ put them together, and before it has deleted them.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import tempfile
 import time
@@ -17,7 +16,8 @@ from collections.abc import Iterator
 from storage_utilities import RemotePath
 
 _FOLDER = ".records"
-_SECONDS, _BYTES = 5.0, 1 << 20  # after which a part is written: what a kill can cost
+_SECONDS, _MOST_SECONDS, _BYTES = 5.0, 60.0, 1 << 20  # after which a part is written: what a kill can cost
+_SLOWING = 10  # parts, with each so many of which another _SECONDS pass between two: or slow photos had a part each
 _IN_MEMORY = 8 << 20  # bytes, up to which a file is put together without a disk
 
 
@@ -36,18 +36,19 @@ class PartsFile:
         join(path)
         self._path = path
         self._begin = f"{path.name}-{time.time_ns():020}"
-        self._serial = itertools.count()
+        self._serial = 0
         self._gathered = bytearray(b"" if not head or path.exists() else head)
         self._last = time.monotonic()
 
     def append(self, data: bytes) -> None:
-        """Appends a piece, which is in the store some seconds later.
+        """Appends a piece, which is in the store some seconds later, in long runs a minute.
 
         Raises:
             OSError: It can't be written.
         """
         self._gathered += data
-        if len(self._gathered) >= _BYTES or time.monotonic() - self._last >= _SECONDS:
+        patience = min(_MOST_SECONDS, _SECONDS * (1 + self._serial / _SLOWING))
+        if len(self._gathered) >= _BYTES or time.monotonic() - self._last >= patience:
             self.flush()
 
     def flush(self) -> None:
@@ -57,8 +58,9 @@ class PartsFile:
             OSError: It can't be written.
         """
         if self._gathered:
-            name = f"{self._begin}-{next(self._serial):08}"
+            name = f"{self._begin}-{self._serial:08}"
             (self._path.parent / _FOLDER / name).write_bytes(bytes(self._gathered))
+            self._serial += 1
             self._gathered.clear()
         self._last = time.monotonic()
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -319,6 +321,18 @@ def test_few_pieces_wait_for_each_other(folder):
     assert parts_of(path) == []
     file.append(b"x" * (1 << 20))
     assert len(parts_of(path)) == 1
+
+
+def test_the_longer_a_run_lasts_the_more_its_parts_hold(folder, monkeypatch):
+    seconds = itertools.count(step=7)  # a photo
+    monkeypatch.setattr(parts_utilities, "time", SimpleNamespace(monotonic=lambda: next(seconds), time_ns=time.time_ns))
+    file = PartsFile(folder / "metadata.jsonl")
+    for _ in range(100):
+        file.append(b"x")
+    lengths = [len(part.read_bytes()) for part in parts_of(folder / "metadata.jsonl")]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 1
+    assert lengths[-1] > 2
 
 
 def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypatch):
