@@ -11,13 +11,16 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from storage_utilities import RemotePath
 
 _FOLDER = ".records"
 _SECONDS, _MOST_SECONDS, _BYTES = 5.0, 60.0, 1 << 20  # after which a part is written: what a kill can cost
 _SLOWING = 10  # parts, with each so many of which another _SECONDS pass between two: or slow photos had a part each
+_AT_ONCE = 16  # requests, for parts that may be thousands
 _IN_MEMORY = 8 << 20  # bytes, up to which a file is put together without a disk
 
 
@@ -86,9 +89,9 @@ def read_whole(path: RemotePath) -> bytes:
         FileNotFoundError: There are none.
     """
     parts = _missing(path, parts_of(path))
-    with contextlib.suppress(FileNotFoundError) if parts else contextlib.nullcontext():
-        return b"".join([path.read_bytes(), *(part.read_bytes() for part in parts)])
-    return b"".join(part.read_bytes() for part in parts)
+    if not parts:
+        return path.read_bytes()
+    return b"".join(_pieces(path, parts))
 
 
 def join(path: RemotePath) -> None:
@@ -107,8 +110,8 @@ def join(path: RemotePath) -> None:
 
 def drop_parts(parts: list[RemotePath]) -> None:
     """Deletes parts, the newest first: what a kill leaves of them is the beginning."""
-    for part in reversed(parts):
-        part.unlink(missing_ok=True)
+    for _ in _at_once(lambda part: part.unlink(missing_ok=True), parts[::-1]):
+        pass
 
 
 def _missing(path: RemotePath, parts: list[RemotePath]) -> list[RemotePath]:
@@ -126,5 +129,11 @@ def _writer_and_serial(part: RemotePath) -> tuple[str, str]:
 def _pieces(path: RemotePath, parts: list[RemotePath]) -> Iterator[bytes]:
     with contextlib.suppress(FileNotFoundError):
         yield from path.chunks()
-    for part in parts:
-        yield part.read_bytes()
+    yield from _at_once(RemotePath.read_bytes, parts)
+
+
+def _at_once(do: Callable[[RemotePath], Any], parts: Sequence[RemotePath]) -> Iterator[Any]:
+    """Yields what a function returns for each part, some of which it is called for at a time."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for first in range(0, len(parts), _AT_ONCE):
+            yield from pool.map(do, parts[first : first + _AT_ONCE])
