@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parts_utilities import join
 from record_utilities import AppendedFile, open_to_append, replace_file
 from storage_utilities import Place, RemotePath
 
@@ -102,7 +103,8 @@ def _read_dimension(path: Place) -> int | None:
 def _drop_torn_end(path: Place, dimension: int) -> None:
     """Cuts off what a kill or a power cut has left of a record; a file of another kind begins anew."""
     if isinstance(path, RemotePath):  # whose parts are whole
-        if _read_dimension(path) not in (None, dimension):
+        join(path)
+        if path.exists() and _read_dimension(path) != dimension:
             replace_file(path, _HEAD.pack(_MARK, dimension, 0))
         return
     if not path.exists():

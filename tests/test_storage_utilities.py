@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import socket
+import struct
 import sys
 import threading
 import time
@@ -350,6 +351,9 @@ def test_what_a_killed_run_has_left_comes_first_and_counts_once(folder, monkeypa
     assert [row["source"] for row in iterate_lines(path, {"source": str}) if row] == ["a", "b"]
 
 
+FEATURES_OF_FIVE = struct.pack("<8sII", b"sam2vit1", 5, 0) + bytes(16 + 2 * 5)
+
+
 def kill(*_):
     raise KeyboardInterrupt
 
@@ -368,6 +372,18 @@ def test_features_keep_their_places_where_a_run_is_killed_after_it_has_joined_th
     features, indices = read_features(tmp_path, sources, 4)
     assert len(features) == 6
     assert features[indices, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("left", [b"", b"something else entirely, and long", FEATURES_OF_FIVE])
+def test_features_of_another_kind_give_way(folder, tmp_path, monkeypatch, left):
+    monkeypatch.setattr(parts_utilities, "_SECONDS", 0)
+    PartsFile(folder / FEATURES).append(left)
+    file = FeatureFile(folder)
+    file.append("a.jpg", np.ones(4, np.float32))
+    file.sync()
+    (tmp_path / FEATURES).write_bytes((folder / FEATURES).read_bytes())
+    features, indices = read_features(tmp_path, ["a.jpg"], 4)
+    assert features[indices].tolist() == [[1, 1, 1, 1]]
 
 
 def test_a_file_is_replaced_only_once_its_parts_are_gone(folder, monkeypatch):
