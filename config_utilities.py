@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 from errors import ConfigError
 from prompt_utilities import MOST_PROMPTS, DecisionRule
 from record_utilities import Thresholds
-from storage_utilities import is_url
+from storage_utilities import is_url, to_place
 
 PROGRAM_DIR = Path(__file__).resolve().parent
 
@@ -165,6 +165,7 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     _check_together(settings, config_named="config" in flags)
     _check_ray(settings)
     if is_url(settings.output) and (settings.revises or settings.exports):
+        to_place(settings.output, flag="--output")  # refuses what had better not be repeated
         raise ConfigError(
             f"--output {settings.output}: exports, and what is done with an output that is there, need it on a disk; "
             "copy it to one first"

@@ -157,9 +157,13 @@ def test_an_output_around_the_photos_is_refused(run, photos, url):
         (["-o", "s3://nobucket/out"], "--output s3://nobucket/out: can't be written: no such bucket"),
         (["-o", "s3://bucket/out", "--relabel"], "need it on a disk; copy it to one first"),
         (["-o", "s3://bucket/out", "--export", "coco"], "need it on a disk; copy it to one first"),
+        (
+            ["-o", "s3://KEY:SECRET@bucket/out", "--export", "coco"],
+            "--output s3://...: what comes before the first slash",
+        ),
         (["-o", "ftp://somewhere/out"], "--output ftp://somewhere/out: no place that is known"),
     ],
-    ids=["no bucket to read", "no bucket to write", "relabel", "export", "scheme"],
+    ids=["no bucket to read", "no bucket to write", "relabel", "export", "secret", "scheme"],
 )
 def test_what_can_not_be_done_is_one_line(requests, models, photos, capsys, flags, words):
     code = main.main(["-i", str(photos), *models, *flags])
