@@ -223,7 +223,7 @@ class RemotePath:
             OSError: It can't be read.
         """
         with _errors(self):
-            answer = _store(self.root).get(str(self.key))
+            answer = _reach(self.root).get(str(self.key))
             size = answer.meta["size"]
             if most is not None and size > most:
                 raise TooLongError(size)
@@ -232,12 +232,12 @@ class RemotePath:
     def read_head(self, length: int) -> bytes:
         """Returns its first bytes, at most so many."""
         with _errors(self):
-            return bytes(_store(self.root).get_range(str(self.key), start=0, length=length))
+            return bytes(_reach(self.root).get_range(str(self.key), start=0, length=length))
 
     def chunks(self) -> Iterator[bytes]:
         """Yields its contents, some megabytes at a time."""
         with _errors(self):
-            for chunk in _store(self.root).get(str(self.key)).stream(min_chunk_size=8 << 20):
+            for chunk in _reach(self.root).get(str(self.key)).stream(min_chunk_size=8 << 20):
                 yield bytes(chunk)
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -263,7 +263,7 @@ class RemotePath:
     def read_note(self) -> str:
         """Returns what `write_file` was to keep with it; empty where there is none."""
         with _errors(self), contextlib.suppress(FileNotFoundError):
-            return _store(self.root).get(str(self.key), options={"head": True}).attributes.get(_NOTE, "")
+            return _reach(self.root).get(str(self.key), options={"head": True}).attributes.get(_NOTE, "")
         return ""
 
     def write_bytes(self, data: bytes) -> None:
@@ -284,7 +284,7 @@ class RemotePath:
         S3 and Azure compare `e_tag`, Google `version`; it is empty where a store has neither.
         """
         with _errors(self):
-            answer = _store(self.root).get(str(self.key))
+            answer = _reach(self.root).get(str(self.key))
             version = {kind: answer.meta[kind] for kind in ("e_tag", "version") if answer.meta[kind]}
             return bytes(answer.bytes()), version
 
@@ -301,18 +301,18 @@ class RemotePath:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(self))
         _check_fences(self)
         with _errors(self):
-            _store(self.root, purpose).put(str(self.key), data, **options)
+            _reach(self.root, purpose).put(str(self.key), data, **options)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Deletes it; stores do not say whether it was there."""
         _check_fences(self)
         with _errors(self), contextlib.suppress(FileNotFoundError) if missing_ok else contextlib.nullcontext():
-            _store(self.root).delete(str(self.key))
+            _reach(self.root).delete(str(self.key))
 
     def exists(self) -> bool:
         """Whether there is an object of that name."""
         with _errors(self), contextlib.suppress(FileNotFoundError):
-            _store(self.root).head(str(self.key))
+            _reach(self.root).head(str(self.key))
             return True
         return False
 
@@ -323,7 +323,7 @@ class RemotePath:
         from obstore.exceptions import InvalidPathError
 
         with _errors(self), contextlib.suppress(InvalidPathError):  # of an object, whose name obstore can't take
-            return any(len(chunk) for chunk in _store(self.root).list(f"{self.key}/", chunk_size=1))
+            return any(len(chunk) for chunk in _reach(self.root).list(f"{self.key}/", chunk_size=1))
         return True
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -332,7 +332,7 @@ class RemotePath:
     def scan(self) -> list[Entry]:
         """Returns what lies directly below it, by names, in their order."""
         with _errors(self):
-            found = _store(self.root).list_with_delimiter(f"{self.key}/")
+            found = _reach(self.root).list_with_delimiter(f"{self.key}/")
         folders = {PurePosixPath(prefix).name for prefix in found["common_prefixes"]}
         # An object whose name ends in a slash is what other programs leave to show a folder; obstore drops the slash.
         files = {PurePosixPath(each["path"]).name for each in found["objects"] if each["path"] != str(self.key)}
@@ -355,7 +355,7 @@ class RemotePath:
     def walk(self) -> Iterator[RemotePath]:
         """Yields the objects below it, however deep, without holding them."""
         with _errors(self):
-            for chunk in _store(self.root).list(f"{self.key}/", chunk_size=_LISTED):
+            for chunk in _reach(self.root).list(f"{self.key}/", chunk_size=_LISTED):
                 for each in chunk:
                     yield RemotePath(self.root, PurePosixPath(each["path"]))
 
@@ -385,6 +385,13 @@ def _check_fences(path: RemotePath) -> None:
         inside = path != lock and str(path).startswith((f"{lock.parent}/", f"{lock.parent}-"))
         if inside and is_lost():
             raise OSError(errno.EROFS, "another run has taken the output over, while this one stood still", str(path))
+
+
+_AWAY: set[str] = set()  # buckets that have not answered a patient request: what is left to do does not wait as long
+
+
+def _reach(root: str, purpose: str = "read") -> Any:
+    return _store(root, "claim" if root in _AWAY else purpose)
 
 
 @functools.cache
@@ -436,6 +443,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise OSError(errno.EINVAL, "is no name of an object", str(path))
     try:
         yield
+        _AWAY.discard(path.root)
     except FileNotFoundError as error:
         reason = "no such bucket" if "NoSuchBucket" in str(error) else os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
@@ -448,7 +456,10 @@ def _errors(path: RemotePath) -> Iterator[None]:
         reason = f"holds an object with a name that can't be read, {name[1] if name else error}; rename it"
         raise OSError(errno.EINVAL, reason, str(path)) from None
     except exceptions.BaseError as error:
-        raise _to_os_error(str(error), str(path)) from None
+        os_error = _to_os_error(str(error), str(path))
+        if os_error.errno in (errno.ENOTCONN, errno.EIO):
+            _AWAY.add(path.root)
+        raise os_error from None
     except ValueError as error:  # of a name that no object can have
         raise OSError(errno.EINVAL, _shorten(" ".join(str(error).split())), str(path)) from None
 

@@ -219,6 +219,7 @@ def another_server(bucket, monkeypatch):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         storage_utilities._store.cache_clear()
+        storage_utilities._AWAY.clear()
 
     yield change
     storage_utilities._store.cache_clear()
@@ -236,6 +237,19 @@ def test_a_run_outlasts_a_store_that_is_throttled(bucket, another_server):
     with serve_answers((404, ""), *[(503, "<Error><Code>SlowDown</Code></Error>")] * 6, (200, "x")) as address:
         another_server(AWS_ENDPOINT_URL=address)
         assert (bucket / "a").read_bytes() == b"x"
+
+
+def test_a_store_that_stays_away_is_waited_for_once(bucket, another_server, monkeypatch):
+    monkeypatch.setitem(storage_utilities._PATIENT, "max_retries", 2)
+    monkeypatch.setitem(storage_utilities._IMPATIENT, "max_retries", 0)
+    away = (503, "")
+    answers = [(404, ""), *[away] * 3, away, (200, "back"), *[away] * 2, (200, "still")]
+    with serve_answers(*answers) as address:
+        another_server(AWS_ENDPOINT_URL=address)
+        for _ in range(2):
+            with pytest.raises(OSError, match="503"):
+                (bucket / "a").read_bytes()
+        assert [(bucket / "a").read_bytes() for _ in range(2)] == [b"back", b"still"]
 
 
 def body(code):
