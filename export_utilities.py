@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import hashlib
 import importlib
 import itertools
 import json
@@ -19,9 +20,10 @@ import logging
 import math
 import os
 import shutil
+import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -46,6 +48,8 @@ _LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyY
 _OF_MASKS = ("coco", "yolo", "masks")
 _LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
 _MARK, _SPLITS = ".export.json", "splits.csv"
+_DIGESTS = ".export-"  # and the format: digests of the files that it has written
+_OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _STAGING, _OLD = ".tmp-export", ".tmp-old-"
 _MOST_PIXELS = 100_000_000  # of masks that wait or are being traced: a second copy of each is four times as large
 
@@ -108,6 +112,70 @@ def _refuse_masks(formats: Sequence[str]) -> None:
             raise ConfigError(f"--export {name}: needs masks, and with --no-sam there are none; leave out one of them")
 
 
+def check_folder(folder: Path, formats: Sequence[str]) -> None:
+    """Refuses to replace what is not as exports have written it; what systems and ultralytics leave there may go.
+
+    Args:
+        folder: Of exports; see `export`.
+        formats: Those that are to be replaced.
+
+    Raises:
+        OutputError: The folder is of another origin, can't be read, or holds a file that no export has written, or that
+            has changed since.
+    """
+    try:
+        if _read_mark(folder) is None:
+            names = sorted(each.name for each in folder.iterdir()) if os.path.lexists(folder) else []
+            stranger = next((name for name in names if name not in _OF_SYSTEMS and not name.startswith(".tmp-")), None)
+        else:
+            stranger = next(filter(None, (_find_stranger(folder, name) for name in formats)), None)
+    except OSError as error:
+        raise OutputError(f"--export: {folder}: {error.strerror}; move it out of the way") from None
+    if stranger is not None:
+        raise OutputError(
+            f"--export: {folder / stranger}: is not of an export, or has changed since; move it out of the way"
+        )
+
+
+def _find_stranger(folder: Path, name: str) -> str | None:
+    """Returns a file in the place of a format that is not as it was written; None where there is none."""
+    written = _read_digests(folder, name)
+    for path, digest_of_file in _walk(folder, _place(name)):
+        position = written.searchsorted(digest_of_file)
+        if position == len(written) or written[position] != digest_of_file:
+            return path
+    return None
+
+
+def _walk(folder: Path, place: str) -> Iterator[tuple[str, np.uint64]]:
+    """Yields the files in the place of a format, links among them, each with a digest of its name, size and time."""
+    path = os.path.join(folder, place)  # noqa: PTH118 (of millions of files, each of these is felt)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    within, _, name = place.rpartition("/")
+    if stat.S_ISDIR(status.st_mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield from _walk(folder, f"{place}/{entry.name}")
+    elif name not in _OF_SYSTEMS and not (name.endswith(".cache") and within.endswith("/labels")):
+        known = b"%d %d %s" % (status.st_size, status.st_mtime_ns, os.fsencode(place))
+        yield place, np.uint64(int.from_bytes(hashlib.blake2b(known, digest_size=8).digest()))
+
+
+def _read_digests(folder: Path, name: str) -> np.ndarray:
+    """Returns the digests, sorted, of what an export has written in a format, (N,) uint64."""
+    try:
+        return np.fromfile(folder / f"{_DIGESTS}{name}", "<u8")
+    except FileNotFoundError:
+        return np.empty(0, np.uint64)
+
+
+def _write_digests(folder: Path, name: str, digests: np.ndarray) -> None:
+    write_atomically(folder / f"{_DIGESTS}{name}", np.unique(digests).astype("<u8").tobytes())
+
+
 def export(
     formats: Sequence[str],
     rows: Iterable[Mapping[str, Any]],
@@ -135,7 +203,7 @@ def export(
 
     Photos and cut-outs are hard links where the file system has them, else symbolic links, else copies. Which photo is
     in which split stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done,
-    so whoever ends this one has the old or the new.
+    so whoever ends this one has the old or the new. Files that it has not written, or not so, are never replaced.
 
     Args:
         formats: Of `EXPORTS`; see `check_exports`.
@@ -155,11 +223,12 @@ def export(
 
     Raises:
         ConfigError: See `check_exports`; or splits.csv was changed to something else.
-        OutputError: The folder holds files of another origin, or can't be written.
+        OutputError: See `check_folder`; or the folder can't be written.
     """
     check_exports(formats, split=split)
+    check_folder(folder, formats)
     photos, left_out = _select(rows, formats, captions)
-    mark = _read_mark(folder, formats)
+    mark = _read_mark(folder) or {}
     classes = [*items, *sorted({photo.item for photo in photos}.difference(items))]
     staging = folder / _STAGING
     try:
@@ -175,9 +244,13 @@ def export(
             _Job(photos, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
             threads=threads,
         )
-        _write_mark(folder, {**mark, "exports": sorted({*mark["exports"], *formats})})
+        check_folder(folder, formats)  # again: somebody may have been at work there meanwhile
         for name in formats:
+            written = np.fromiter((each for _, each in _walk(staging, _place(name))), np.uint64)
+            # The old ones, too, until nothing can bring them back.
+            _write_digests(folder, name, np.concatenate([written, _read_digests(folder, name)]))
             _replace(folder, _place(name))
+            _write_digests(folder, name, written)
     except OSError as error:
         raise OutputError(
             f"--export: {error.filename or folder}: {error.strerror or error}; mend that, and export again"
@@ -247,25 +320,12 @@ def _place(name: str) -> str:
     return "captions.csv" if name == "captions" else name
 
 
-def _read_mark(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
-    """Returns what earlier exports have noted of themselves; refuses a folder of another origin."""
-    try:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".tmp-"))
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise OutputError(f"--export: {folder}: {error.strerror}; move it out of the way") from None
-    mark = None
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    """Returns what earlier exports have noted of themselves; None where there were none."""
     with contextlib.suppress(OSError, ValueError):
         mark = json.loads((folder / _MARK).read_bytes())
-    if isinstance(mark, dict) and isinstance(mark.get("exports"), list):
-        own = {_place(name) for name in mark["exports"] if isinstance(name, str)}
-        strangers = sorted({_place(name) for name in formats}.intersection(names).difference(own))
-    else:
-        mark, strangers = {"exports": []}, names
-    if strangers:
-        raise OutputError(f"--export: {folder / strangers[0]}: is not of an export; move it out of the way")
-    return mark
+        return mark if isinstance(mark, dict) else None
+    return None
 
 
 def _tidy(folder: Path) -> None:

@@ -75,6 +75,10 @@ class Run:
     def tree(self):
         return sorted(each.relative_to(self.folder).as_posix() for each in self.folder.rglob("*") if each.is_file())
 
+    def contents(self):
+        """What is exported, and not when."""
+        return {name: (self.folder / name).read_bytes() for name in self.tree() if not name.startswith(".export-")}
+
 
 @pytest.fixture
 def finished(tmp_path):
@@ -182,9 +186,9 @@ def test_supervision_reads_coco(finished):
 def test_two_exports_are_the_same_to_the_byte(finished):
     fill(finished, 4)
     finished.export("coco", "yolo", "captions", "masks")
-    before = {name: (finished.folder / name).read_bytes() for name in finished.tree()}
+    before = finished.contents()
     finished.export("coco", "yolo", "captions", "masks")
-    assert {name: (finished.folder / name).read_bytes() for name in finished.tree()} == before
+    assert finished.contents() == before
 
 
 def test_an_item_that_a_human_has_added_comes_after_the_others(finished):
@@ -544,7 +548,7 @@ def test_a_folder_of_another_origin_is_refused(finished, place):
     path = finished.folder / place
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(OutputError, match=r"is not of an export; move it out of the way$"):
+    with pytest.raises(OutputError, match=r"is not of an export, or has changed since; move it out of the way$"):
         finished.export("coco")
     assert finished.tree() == [place]
 
@@ -553,8 +557,58 @@ def test_a_format_s_place_that_is_somebody_s_is_refused(finished):
     finished.add()
     finished.export("captions")
     (finished.folder / "coco").mkdir()
-    with pytest.raises(OutputError, match=r"out-export/coco: is not of an export; move it out of the way$"):
+    (finished.folder / "coco" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"out-export/coco/notes.txt: is not of an export, or has changed since; "):
         finished.export("coco")
+
+
+def train(folder):
+    (folder / "yolo/segment/runs").mkdir()
+    (folder / "yolo/segment/runs/best.pt").write_bytes(b"weights")
+
+
+STRANGERS = {
+    "yolo/segment/runs/best.pt": train,
+    "yolo/segment/labels/train/a.txt": lambda folder: (folder / "yolo/segment/labels/train/a.txt").write_text("0 0 0"),
+    "coco/images": lambda folder: (folder / "coco/images").symlink_to(folder),
+    "captions.csv": lambda folder: (folder / "captions.csv").write_text("file,caption"),
+    "masks/red/A.png": lambda folder: (folder / "masks/red/a.png").rename(folder / "masks/red/A.png"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_people_have_put_or_changed_in_an_export_is_not_replaced(finished, stranger):
+    finished.add()
+    formats = ("coco", "yolo", "captions", "masks")
+    finished.export(*formats)
+    STRANGERS[stranger](finished.folder)
+    before = finished.contents()
+    with pytest.raises(OutputError) as caught:
+        finished.export(*formats)
+    path = finished.folder / stranger
+    assert str(caught.value) == (f"--export: {path}: is not of an export, or has changed since; move it out of the way")
+    assert finished.contents() == before
+    path.rename(finished.folder.parent / "elsewhere")
+    finished.export(*formats)
+
+
+def test_what_people_put_there_while_an_export_is_made_is_not_replaced(finished, monkeypatch):
+    finished.add()
+    finished.export("yolo")
+    monkeypatch.setattr("export_utilities._join", lambda outlines: train(finished.folder) or outlines[0])
+    with pytest.raises(OutputError, match=r"best.pt: is not of an export, or has changed since; "):
+        finished.export("yolo")
+    assert (finished.folder / "yolo/segment/runs/best.pt").read_bytes() == b"weights"
+
+
+def test_what_systems_and_ultralytics_leave_in_an_export_is_no_obstacle(finished):
+    finished.add()
+    finished.export("yolo")
+    before = finished.tree()
+    for name in (".DS_Store", "yolo/Thumbs.db", "yolo/detect/desktop.ini", "yolo/segment/labels/train.cache"):
+        (finished.folder / name).write_bytes(b"")
+    finished.export("yolo")
+    assert finished.tree() == [".DS_Store", *before]
 
 
 def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
@@ -564,19 +618,20 @@ def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
     (finished.folder / "notes.txt").write_text("mine")
     del finished.rows[1:]
     finished.export("masks")
-    assert finished.tree() == [".export.json", "captions.csv", "masks/red/0.png", "notes.txt"]
+    names = [".export-captions", ".export-masks", ".export.json", "captions.csv", "masks/red/0.png", "notes.txt"]
+    assert finished.tree() == names
     assert (finished.folder / "captions.csv").read_bytes() == captions
 
 
 def test_an_export_that_breaks_off_leaves_the_old_one(finished, monkeypatch):
     fill(finished, 4)
     finished.export("coco", "yolo")
-    before = {name: (finished.folder / name).read_bytes() for name in finished.tree()}
+    before = finished.contents()
     finished.add("new.jpg")
     monkeypatch.setattr("cv2.findContours", lambda *_: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         finished.export("coco", "yolo")
-    assert {name: (finished.folder / name).read_bytes() for name in finished.tree()} == before
+    assert finished.contents() == before
 
 
 def test_what_a_kill_between_two_renames_has_left_is_put_back(finished):
