@@ -89,7 +89,7 @@ def curate(settings: Settings, console: Console) -> bool:
         settings = dataclasses.replace(settings, **made_with)
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
-        write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
+        complete &= write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
     return complete
 
 
@@ -215,8 +215,8 @@ def write_side_products(
     console: Console,
     *,
     facts: Mapping[str, str],
-) -> None:
-    """Writes the exports that are asked for, and the report's page.
+) -> bool:
+    """Writes the exports that are asked for, and the report's page; returns whether the exports lack no photo.
 
     Args:
         settings: Of the run.
@@ -226,6 +226,7 @@ def write_side_products(
         console: Where to say it.
         facts: What the page says of the run.
     """
+    complete = True
     if settings.exports:
 
         def prompt_for(row: Mapping[str, Any]) -> str:
@@ -246,6 +247,7 @@ def write_side_products(
         )
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         print_line(console, f"Exports in {folders.export}/: {told}")
+        complete = not counts["skipped"] and not counts["missing"]
     if not settings.no_report:
         failures = list(filter(None, iterate_lines(places.output / FAILURES, FAILURE_TYPES)))
         page = write_report(
@@ -259,6 +261,7 @@ def write_side_products(
             threads=count_threads(),
         )
         print_line(console, f"Look through it, the doubtful first: {page.resolve().as_uri()}")
+    return complete
 
 
 def _split(settings: Settings) -> Split | None:

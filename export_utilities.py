@@ -23,7 +23,7 @@ import shutil
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -39,6 +39,7 @@ from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import CARD, METADATA, write_atomically
 from split_utilities import SPLIT_NAMES, Split, assign_splits, digest, read_splits, write_splits
+from storage_utilities import Place, RemotePath
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -46,6 +47,7 @@ EXPORTS = ("coco", "yolo", "captions", "imagefolder", "masks")
 
 _LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyYAML")}  # module, package
 _OF_MASKS = ("coco", "yolo", "masks")
+_OF_PHOTOS = ("coco", "yolo")
 _LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
 _MARK, _SPLITS = ".export.json", "splits.csv"
 _DIGESTS = ".export-"  # and the format: digests of the files that it has written
@@ -181,7 +183,7 @@ def export(
     rows: Iterable[Mapping[str, Any]],
     *,
     output: Path,
-    dataset_dir: Path,
+    dataset_dir: Place,
     folder: Path,
     items: Sequence[str],
     split: Split | None,
@@ -209,7 +211,8 @@ def export(
         formats: Of `EXPORTS`; see `check_exports`.
         rows: Of metadata.jsonl, those in review among them; read once.
         output: The folder that their `file_name` is relative to.
-        dataset_dir: The folder that their `source` is relative to.
+        dataset_dir: The folder that their `source` is relative to. In an object store it is not looked into, and there
+            can be no YOLO.
         folder: Where to.
         items: The items of the run, which number the classes; an item that is none of them follows after the last.
         split: The shares of the splits; None where there are to be none.
@@ -219,15 +222,17 @@ def export(
 
     Returns:
         By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how
-        many have no PNG or no mask any more.
+        many have no PNG or no mask any more; as "missing", how many are gone from the dataset, and from COCO and YOLO.
 
     Raises:
         ConfigError: See `check_exports`; or splits.csv was changed to something else.
-        OutputError: See `check_folder`; or the folder can't be written.
+        OutputError: See `check_folder`; or the folder can't be written, or COCO or YOLO lack all photos.
     """
     check_exports(formats, split=split)
     check_folder(folder, formats)
     photos, left_out = _select(rows, formats, captions)
+    with_photos = any(name in _OF_PHOTOS for name in formats) and not isinstance(dataset_dir, RemotePath)
+    missing = _find_missing(photos, dataset_dir) if with_photos else frozenset()
     mark = _read_mark(folder) or {}
     classes = [*items, *sorted({photo.item for photo in photos}.difference(items))]
     staging = folder / _STAGING
@@ -241,7 +246,7 @@ def export(
         staging.mkdir()
         counts = _stage(
             formats,
-            _Job(photos, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
+            _Job(photos, missing, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
             threads=threads,
         )
         check_folder(folder, formats)  # again: somebody may have been at work there meanwhile
@@ -257,7 +262,7 @@ def export(
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {**counts, "left out": left_out, "skipped": counts["skipped"]}
+    return {**counts, "left out": left_out, "skipped": counts["skipped"], "missing": len(missing)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +281,9 @@ class _Job:
     """What the writers share."""
 
     photos: Sequence[_Photo]
+    missing: Collection[str]  # sources
     output: Path
-    dataset_dir: Path
+    dataset_dir: Place
     staging: Path
     classes: Sequence[str]
     splits: Mapping[str, str]  # by source
@@ -304,6 +310,24 @@ def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions:
             )
         )
     return photos, left_out
+
+
+def _find_missing(photos: Sequence[_Photo], dataset_dir: Path) -> frozenset[str]:
+    """Returns the sources of the photos that are no longer in the dataset, and warns of them."""
+    folder = os.fspath(dataset_dir)
+    missing = [
+        photo.source
+        for photo in photos
+        if not os.path.isfile(os.path.join(folder, photo.source))  # noqa: PTH113, PTH118 (ten times as fast)
+    ]
+    if not dataset_dir.is_dir() or (missing and len(missing) == len(photos)):
+        raise OutputError(f"--export: {dataset_dir}: holds none of the photos; say where they are with --dataset-dir")
+    if missing:
+        _LOGGER.warning(
+            "--export: photos no longer in %s, and left out of COCO and YOLO: %d, such as %s",
+            *(dataset_dir, len(missing), missing[0]),
+        )
+    return frozenset(missing)
 
 
 def _caption(row: Mapping[str, Any], captions: Captions) -> str:
@@ -398,7 +422,8 @@ def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
                     _cut_out(job, photo).stat()
             except (OSError, ValueError) as error:
                 return getattr(error, "strerror", None) or str(error), {}
-            return None, {name: writer.prepare(photo, subject) for name, writer in writers.items()}
+            missing = _OF_PHOTOS if photo.source in job.missing else ()
+            return None, {name: each.prepare(photo, subject) for name, each in writers.items() if name not in missing}
 
         counts = Counter(dict.fromkeys(formats, 0))
         ahead = map_ahead(
@@ -549,20 +574,13 @@ class _Yolo(_Writer):
 
     def __init__(self, job: _Job) -> None:
         super().__init__(job)
-        endings = {photo.source: PurePosixPath(photo.source).suffix.lower() for photo in job.photos}
+        present = (photo.source for photo in job.photos if photo.source not in job.missing)
+        endings = {source: PurePosixPath(source).suffix.lower() for source in present}
         unreadable = Counter(ending for ending in endings.values() if ending not in _YOLO_ENDINGS)
         if unreadable:
             kinds = ", ".join(sorted(ending or "no ending" for ending in unreadable))
             _LOGGER.warning("--export yolo: left out, as ultralytics does not read %s: %d", kinds, unreadable.total())
-        readable = [source for source, ending in endings.items() if ending in _YOLO_ENDINGS]
-        present = [source for source in readable if (job.dataset_dir / source).is_file()]
-        if len(present) < len(readable):
-            missing = next(iter(set(readable).difference(present)))
-            _LOGGER.warning(
-                "--export yolo: photos no longer in %s: %d, such as %s",
-                *(job.dataset_dir, len(readable) - len(present), missing),
-            )
-        self._stems = _flat_stems(present)
+        self._stems = _flat_stems([source for source, ending in endings.items() if ending in _YOLO_ENDINGS])
         self._used: set[str] = set()
         for task, kind, split in itertools.product(("segment", "detect"), ("images", "labels"), job.split_names):
             self._folder(task, kind, split).mkdir(parents=True)

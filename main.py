@@ -190,10 +190,10 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     if not output.total and not output.failures:
         return _say_no_photos(settings)
     facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
-    write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
+    complete = write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
     if settings.micro:
         _say_what_micro_is_for(console)
-    return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
+    return EXIT_COMPLETE if complete and not output.failures else EXIT_INCOMPLETE
 
 
 class Here:

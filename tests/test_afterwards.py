@@ -244,6 +244,14 @@ def test_exports_are_written_beside_a_run_and_later(run, afterwards, tmp_path):
     assert len(list((export / "yolo" / "segment" / "labels").rglob("*.txt"))) == 6
 
 
+def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
+    (photos / "car.jpg").unlink()
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
+    assert (code, "coco 5" in out) == (1, True)
+    assert "left out of COCO and YOLO: 1, such as car.jpg" in out
+    assert run("--no-report", "--export", "coco")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

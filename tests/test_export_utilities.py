@@ -111,7 +111,7 @@ def fill_holes(mask):
 
 def test_coco_has_the_masks_bit_for_bit(finished):
     fill(finished, 5)
-    assert finished.export("coco") == {"coco": 5, "left out": 0, "skipped": 0}
+    assert finished.export("coco") == {"coco": 5, "left out": 0, "skipped": 0, "missing": 0}
     coco = read_coco(finished.folder / "coco/annotations/instances.json")
     assert [category["name"] for category in coco.loadCats([1, 2])] == ["red", "blue"]
     for number, row in enumerate(finished.rows, 1):
@@ -334,14 +334,9 @@ def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
     for source in ("b.avif", "c"):
         (finished.dataset / source).write_bytes(b"")
         finished.add(source, name=f"{source}.png")
-    finished.add("d.jpg")
-    (finished.dataset / "d.jpg").unlink()
     with caplog.at_level(logging.WARNING):
         assert finished.export("yolo")["yolo"] == 1
-    assert caplog.messages == [
-        "--export yolo: left out, as ultralytics does not read .avif, no ending: 2",
-        f"--export yolo: photos no longer in {finished.dataset}: 1, such as d.jpg",
-    ]
+    assert caplog.messages == ["--export yolo: left out, as ultralytics does not read .avif, no ending: 2"]
 
 
 def test_labels_lie_on_photos_as_opencv_turns_them(finished):
@@ -445,12 +440,46 @@ def test_masks_are_pictures_of_0_and_255(finished):
 # What is left out, and what is refused
 
 
+def test_photos_that_are_gone_are_counted_and_in_no_export_that_names_them(finished, caplog):
+    for source in ("a.jpg", "b.jpg"):
+        finished.add(source)
+    (finished.dataset / "b.jpg").unlink()
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
+    assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 1}
+    coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["a.jpg"]
+    assert caplog.messages == [
+        f"--export: photos no longer in {finished.dataset}, and left out of COCO and YOLO: 1, such as b.jpg"
+    ]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo"])
+@pytest.mark.parametrize("what", ["folder", "photos", "folder without records"])
+def test_without_any_photo_an_export_stays_as_it_was(finished, name, what):
+    finished.add()
+    finished.export(name)
+    before = finished.contents()
+    (finished.dataset / "a.jpg").unlink()
+    if what != "photos":
+        finished.dataset.rmdir()
+    if what == "folder without records":
+        finished.rows.clear()
+    with pytest.raises(OutputError) as caught:
+        finished.export(name)
+    assert str(caught.value) == (
+        f"--export: {finished.dataset}: holds none of the photos; say where they are with --dataset-dir"
+    )
+    assert finished.contents() == before
+    assert finished.export("captions")["missing"] == 0
+
+
 @pytest.mark.parametrize("flag", ["review", "wrong", "bad mask"])
 def test_doubtful_photos_are_in_no_export(finished, flag):
     finished.add("a.jpg")
     finished.add("b.jpg", flags=("small", flag))
     counts = finished.export(*EXPORTS, split=SPLIT)
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 1, "skipped": 0}
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 1, "skipped": 0, "missing": 0}
     assert not [name for name in finished.tree() if "b" in name.rpartition("/")[2].partition(".")[0].split()]
 
 
@@ -478,7 +507,7 @@ def test_a_photo_without_its_mask_is_skipped_and_told_of(finished, caplog, how, 
     spoil(finished.output / "red/b.png", how)
     with caplog.at_level(logging.WARNING):
         counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1}
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
     assert caplog.messages == [f"b.jpg: not exported: its PNG red/b.png: {reason}"]
 
 
@@ -491,7 +520,8 @@ def test_an_empty_mask_is_no_object(finished, caplog):
 @pytest.mark.parametrize("key", ["file_name", "source"])
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd"])
 def test_records_do_not_lead_out_of_their_folders(finished, key, name):
-    finished.add()
+    finished.add("a.jpg")
+    finished.add("b.jpg")
     finished.rows[0][key] = name
     assert finished.export(*EXPORTS, split=SPLIT)["skipped"] == 1
 
@@ -734,7 +764,7 @@ def test_hostile_names_come_through_every_format(tmp_path_factory, names):
     for number, source in enumerate(sources):
         finished.add(source, name=f"{number}.png", mask=np.ones((8, 8), bool), width=8, height=8)
     counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, len(sources)), "left out": 0, "skipped": 0}
+    assert counts == {**dict.fromkeys(EXPORTS, len(sources)), "left out": 0, "skipped": 0, "missing": 0}
     coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == sources
     images = list((finished.folder / "yolo/segment/images/train").iterdir())
