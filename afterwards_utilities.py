@@ -67,8 +67,11 @@ def curate(settings: Settings, console: Console) -> bool:
     complete = True
     with lock_output(output):
         finished = read_finished(output)
+        if "dataset_dir" not in settings.given:
+            dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
+            settings = dataclasses.replace(settings, dataset_dir=dataset_dir)
+        folders = name_folders(settings.dataset_dir, settings.output)
         check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
-        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
         if settings.undo:
             last = undo(finished)
             print_line(console, f"Taken back: {last.by}")

@@ -244,6 +244,14 @@ def test_exports_are_written_beside_a_run_and_later(run, afterwards, tmp_path):
     assert len(list((export / "yolo" / "segment" / "labels").rglob("*.txt"))) == 6
 
 
+def test_photos_that_have_moved_are_found_where_they_are_said_to_be(done, afterwards, photos, tmp_path):
+    photos.rename(tmp_path / "moved")
+    code, _, err = afterwards("--report-only", "--no-report", "--export", "yolo")
+    assert (code, "photos: holds none of the photos; say where they are with --dataset-dir" in err) == (2, True)
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "yolo", "-i", tmp_path / "moved")
+    assert (code, "yolo 6" in out) == (0, True)
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
