@@ -26,7 +26,7 @@ from curation_utilities import (
     undo,
 )
 from device_utilities import count_threads, select_device, select_precision
-from errors import OutputError
+from errors import ConfigError, OutputError
 from evaluation_utilities import (
     Labels,
     confusion_csv,
@@ -53,6 +53,7 @@ from record_utilities import (
 )
 from report_utilities import CONFUSION, EVALUATION, LOOKS, forget_evaluation, read_facts, read_looks, write_report
 from split_utilities import Split, parse_split
+from storage_utilities import is_url
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
 
@@ -206,8 +207,14 @@ def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, 
 
 def check_side_products(settings: Settings, *, has_masks: bool) -> None:
     """Says before a run of hours what would keep its exports from being made."""
-    if settings.exports:
-        check_exports(settings.exports, split=_split(settings), has_masks=has_masks)
+    if not settings.exports:
+        return
+    check_exports(settings.exports, split=_split(settings), has_masks=has_masks)
+    if "yolo" in settings.exports and is_url(settings.dataset_dir):
+        raise ConfigError(
+            f"--export yolo: has the photos beside their labels, and {settings.dataset_dir} is no disk; leave it out, "
+            "and export later with --dataset-dir of a copy"
+        )
 
 
 def write_side_products(

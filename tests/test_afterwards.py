@@ -272,6 +272,10 @@ def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, phot
         (["-x", "--check"], "--check: its views are of the cut-out"),
         (["-x", "--min-mask-score", "0.5"], "--min-mask-score 0.5: SAM 2 is off"),
         (["-x", "--export", "coco"], "--no-sam"),
+        (
+            ["-i", "s3://bucket/photos", "--export", "yolo"],
+            "s3://bucket/photos is no disk; leave it out, and export later",
+        ),
         (["--apply", "no.csv"], "no run has written to it yet"),
     ],
 )
