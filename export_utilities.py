@@ -63,6 +63,7 @@ _SEAM_POINTS = 512  # of each part, among which the ends of a seam are looked fo
 _YOLO_ENDINGS = frozenset({".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 _YOLO_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _END_OF_JPEG = b"\xff\xd9"
+_AT_ONCE = 1 << 30  # bytes that a system is asked to copy
 _LONGEST_STEM = 200  # bytes, so that an ending and a hash fit into the 255 of common file systems
 
 
@@ -203,9 +204,10 @@ def export(
     - `imagefolder/<split>/<item>/<name>.png`: the cut-outs, for `datasets.load_dataset`.
     - `masks/<item>/<name>.png`: the masks of the whole photos, 8 bits, 0 and 255.
 
-    Photos and cut-outs are hard links where the file system has them, else symbolic links, else copies. Which photo is
-    in which split stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done,
-    so whoever ends this one has the old or the new. Files that it has not written, or not so, are never replaced.
+    Photos and cut-outs are copies, so that whatever is done to them here is not done to those; they share their blocks
+    on file systems that can, such as Btrfs and XFS. Both folders of YOLO have one copy. Which photo is in which split
+    stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done, so whoever ends
+    this one has the old or the new. Files that it has not written, or not so, are never replaced.
 
     Args:
         formats: Of `EXPORTS`; see `check_exports`.
@@ -597,9 +599,14 @@ class _Yolo(_Writer):
         polygon = _join(subject.outlines) / width_height
         x0, y0, x1, y1 = bounding_box(subject.mask)
         box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / (width_height * 2)
+        copies = [self._folder(task, "images", split) / f"{stem}{original.suffix}" for task in ("segment", "detect")]
+        _copy(original, copies[0])
+        _end_as_jpeg(copies[0])
+        try:
+            os.link(*copies)
+        except OSError:  # a file system without hard links
+            _copy(*copies)
         for task, numbers in (("segment", polygon.ravel()), ("detect", box)):
-            image = self._folder(task, "images", split) / f"{stem}{original.suffix}"
-            _link(original, image, copied=_would_be_repaired(original))
             line = " ".join([f"{self.numbers[photo.item]}", *(f"{number:.6f}" for number in numbers)])
             (self._folder(task, "labels", split) / f"{stem}.txt").write_text(f"{line}\n", encoding="ascii")
         return split
@@ -654,7 +661,9 @@ class _ImageFolder(_Writer):
 
     def prepare(self, photo: _Photo, _subject: _Subject | None) -> str:
         split = self.job.splits[photo.source]
-        _link(_cut_out(self.job, photo), self._folder / split / photo.file_name)
+        copy = self._folder / split / photo.file_name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _copy(_cut_out(self.job, photo), copy)
         return split
 
     def add(self, photo: _Photo, part: str) -> None:
@@ -681,8 +690,7 @@ def _card(counts: Mapping[str, int]) -> str:
 ---
 # Cut-outs by split and item
 
-Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP. The pictures are hard links
-to those of the output, where the file system has them.
+Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP.
 
 | split | photos |
 | --- | --- |
@@ -771,22 +779,22 @@ def _same_on_disk(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _would_be_repaired(original: Path) -> bool:
-    """Whether ultralytics would write to a photo: it saves a JPEG anew that does not end as one, in its own place."""
-    with open_regular(original) as file:
-        if file.read(2) != b"\xff\xd8":
-            return False
-        file.seek(-2, os.SEEK_END)
-        return file.read() != _END_OF_JPEG
+def _copy(original: Path, copy: Path) -> None:
+    """Copies the contents of a file; they share their blocks until one is written to, where the file system can."""
+    with open_regular(original) as source, copy.open("xb") as target:
+        with contextlib.suppress(AttributeError, OSError):  # not on this system, or not between these file systems
+            while os.copy_file_range(source.fileno(), target.fileno(), _AT_ONCE):
+                pass
+        shutil.copyfileobj(source, target)  # what is left
 
 
-def _link(original: Path, link: Path, *, copied: bool = False) -> None:
-    """Makes a file a hard link, else a symbolic one, else a copy of another; or a copy at once."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    target = original.resolve(strict=True)
-    if not copied:
-        for attempt in (os.link, os.symlink):
-            with contextlib.suppress(OSError):
-                attempt(target, link)
-                return
-    shutil.copyfile(target, link)
+def _end_as_jpeg(copy: Path) -> None:
+    """Lets a JPEG end as one: ultralytics would save it anew, in its place, and an export knows its own files.
+
+    Decoders pass over what follows the picture, such as the notes of some phones.
+    """
+    with copy.open("r+b") as file:
+        if file.read(2) == b"\xff\xd8":
+            file.seek(-2, os.SEEK_END)
+            if file.read() != _END_OF_JPEG:
+                file.write(_END_OF_JPEG)

@@ -293,40 +293,40 @@ def test_photos_that_would_share_their_labels_have_names_of_their_own(finished):
     assert "images__d" in stems
 
 
-def test_photos_are_linked_and_not_copied(finished):
-    finished.add()
-    finished.export("yolo")
-    for task in ("segment", "detect"):
-        image = finished.folder / "yolo" / task / "images/train/a.jpg"
-        assert image.samefile(finished.dataset / "a.jpg")
-        assert not image.is_symlink()
+def refuse(*_):
+    raise PermissionError
 
 
-def test_where_there_are_no_hard_links_there_are_symbolic_ones_and_else_copies(finished, monkeypatch):
-    def refuse(*_):
-        raise PermissionError
+@pytest.mark.parametrize("system", ["quick", "without", "refusing"])
+def test_photos_and_cut_outs_are_copies_that_may_be_written_to(finished, monkeypatch, system):
+    finished.add("berlin/a.jpg")
+    originals = [finished.dataset / "berlin/a.jpg", finished.output / "red/berlin/a.png"]
+    before = [path.read_bytes() for path in originals]
+    if system == "without":
+        monkeypatch.delattr(os, "copy_file_range")
+    if system == "refusing":
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+        monkeypatch.setattr(os, "link", refuse)
+    finished.export("yolo", "imagefolder", split=Split(1, 0, 0))
+    folders = ("yolo/segment/images/train/berlin__a.jpg", "yolo/detect/images/train/berlin__a.jpg")
+    copies = [finished.folder / name for name in (*folders, "imagefolder/train/red/berlin/a.png")]
+    assert [path.read_bytes() for path in copies] == [before[0], *before]
+    assert copies[0].samefile(copies[1]) == (system != "refusing")
+    for path in copies:
+        path.write_bytes(b"")
+    assert [path.read_bytes() for path in originals] == before
 
-    finished.add()
-    image = finished.folder / "yolo/segment/images/train/a.jpg"
-    monkeypatch.setattr(os, "link", refuse)
-    finished.export("yolo")
-    assert image.is_symlink()
-    assert image.samefile(finished.dataset / "a.jpg")
-    monkeypatch.setattr(os, "symlink", refuse)
-    finished.export("yolo")
-    assert not image.is_symlink()
-    assert image.read_bytes() == (finished.dataset / "a.jpg").read_bytes()
-    assert not image.samefile(finished.dataset / "a.jpg")
 
-
-def test_a_jpeg_that_ultralytics_would_mend_in_its_place_is_copied(finished):
+@pytest.mark.parametrize("end", [b"\0\0", b"\xff", b""], ids=["notes", "half", "whole"])
+def test_a_jpeg_that_ultralytics_would_save_anew_is_made_to_end_as_one(finished, end):
     finished.add()
     original = finished.dataset / "a.jpg"
-    original.write_bytes(original.read_bytes() + b"\0\0")
+    original.write_bytes(original.read_bytes() + end)
     finished.export("yolo")
     image = finished.folder / "yolo/segment/images/train/a.jpg"
-    assert image.read_bytes() == original.read_bytes()
-    assert not image.samefile(original)
+    assert image.read_bytes() == original.read_bytes() + (b"\xff\xd9" if end else b"")
+    assert (np.asarray(Image.open(image)) == np.asarray(Image.open(original))).all()
+    assert (cv2.imread(str(image)) == cv2.imread(str(original))).all()
 
 
 def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
@@ -416,11 +416,9 @@ def test_names_that_look_like_splits_do_not_mislead_datasets(finished, load_data
     assert set(loaded["train"]["label"]) == set(items[:2])
 
 
-def test_cut_outs_are_linked(finished):
+def test_cut_outs_keep_their_names(finished):
     finished.add("berlin/a.jpg")
     finished.export("imagefolder", split=SPLIT)
-    linked = finished.folder / "imagefolder/train/red/berlin/a.png"
-    assert linked.samefile(finished.output / "red/berlin/a.png")
     assert read_rows(finished.folder / "imagefolder/train/metadata.jsonl") == [
         {"file_name": "red/berlin/a.png", "label": "red", "source": "berlin/a.jpg"}
     ]
@@ -770,4 +768,5 @@ def test_hostile_names_come_through_every_format(tmp_path_factory, names):
     images = list((finished.folder / "yolo/segment/images/train").iterdir())
     labels = list((finished.folder / "yolo/segment/labels/train").iterdir())
     assert sorted(path.stem for path in images) == sorted(path.stem for path in labels)
-    assert {path.stat().st_ino for path in images} == {(finished.dataset / each).stat().st_ino for each in sources}
+    copied = sorted(path.read_bytes() for path in images)
+    assert copied == sorted((finished.dataset / each).read_bytes() for each in sources)
