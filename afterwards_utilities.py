@@ -40,7 +40,7 @@ from evaluation_utilities import (
     to_dict,
     to_look,
 )
-from export_utilities import Captions, check_exports, export
+from export_utilities import Captions, check_exports, check_folder, export
 from folder_utilities import Folders, lock_output, name_folders
 from prompt_utilities import get_prompts, replace_item
 from record_utilities import (
@@ -215,6 +215,7 @@ def check_side_products(settings: Settings, *, has_masks: bool) -> None:
             f"--export yolo: has the photos beside their labels, and {settings.dataset_dir} is no disk; leave it out, "
             "and export later with --dataset-dir of a copy"
         )
+    check_folder(name_folders(settings.dataset_dir, settings.output).export, settings.exports)
 
 
 def write_side_products(
@@ -226,7 +227,7 @@ def write_side_products(
     *,
     facts: Mapping[str, str],
 ) -> bool:
-    """Writes the exports that are asked for, and the report's page; returns whether the exports lack no photo.
+    """Writes the report's page, and the exports that are asked for; returns whether these lack no photo.
 
     Args:
         settings: Of the run.
@@ -236,28 +237,6 @@ def write_side_products(
         console: Where to say it.
         facts: What the page says of the run.
     """
-    complete = True
-    if settings.exports:
-
-        def prompt_for(row: Mapping[str, Any]) -> str:
-            item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
-            return replace_item(row["prompt"], item, row["label"], **parts)
-
-        counts = export(
-            settings.exports,
-            iterate_records(places),
-            output=places.output,
-            dataset_dir=folders.dataset,
-            folder=folders.export,
-            items=items,
-            split=_split(settings),
-            seed=settings.seed,
-            captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
-            threads=count_threads(),
-        )
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        print_line(console, f"Exports in {folders.export}/: {told}")
-        complete = not counts["skipped"] and not counts["missing"]
     if not settings.no_report:
         failures = list(filter(None, iterate_lines(places.output / FAILURES, FAILURE_TYPES)))
         page = write_report(
@@ -271,9 +250,29 @@ def write_side_products(
             threads=count_threads(),
         )
         print_line(console, f"Look through it, the doubtful first: {page.resolve().as_uri()}")
-    return complete
+    if not settings.exports:
+        return True
+
+    def prompt_for(row: Mapping[str, Any]) -> str:
+        item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
+        return replace_item(row["prompt"], item, row["label"], **parts)
+
+    counts = export(
+        settings.exports,
+        iterate_records(places),
+        output=places.output,
+        dataset_dir=folders.dataset,
+        folder=folders.export,
+        items=items,
+        split=_split(settings),
+        seed=settings.seed,
+        captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
+        threads=count_threads(),
+    )
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print_line(console, f"Exports in {folders.export}/: {told}")
+    return not counts["skipped"] and not counts["missing"]
 
 
 def _split(settings: Settings) -> Split | None:
-
     return None if settings.split is None else parse_split(settings.split)

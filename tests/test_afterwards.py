@@ -252,6 +252,26 @@ def test_photos_that_have_moved_are_found_where_they_are_said_to_be(done, afterw
     assert (code, "yolo 6" in out) == (0, True)
 
 
+def test_a_foreign_export_folder_is_found_before_a_run(run, tmp_path):
+    (tmp_path / "out-export" / "sub").mkdir(parents=True)
+    (tmp_path / "out-export" / ".DS_Store").touch()
+    (tmp_path / "out-export" / "sub" / "notes.txt").write_text("mine")
+    code, out, err = run("--export", "captions")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'out-export' / 'sub'}: is not of an export" in err
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "out-export" / "sub")
+    assert run("--no-report", "--export", "captions")[0] == 0
+
+
+def test_an_export_that_fails_costs_no_page(run, photos, afterwards, tmp_path):
+    run("--no-report")
+    shutil.rmtree(photos)
+    code, _, err = afterwards("--report-only", "--export", "coco")
+    assert (code, "holds none of the photos" in err) == (2, True)
+    assert (tmp_path / "out-report" / "index.html").exists()
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
