@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,9 @@ def curate(settings: Settings, console: Console) -> bool:
         settings = dataclasses.replace(settings, **made_with)
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
-        complete &= write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
+        complete &= write_side_products(
+            settings, folders, finished.places, finished.items, console, records=finished.records.rows(), facts=facts
+        )
     return complete
 
 
@@ -225,6 +227,7 @@ def write_side_products(
     items: Sequence[str],
     console: Console,
     *,
+    records: Iterable[Mapping[str, Any]],
     facts: Mapping[str, str],
 ) -> bool:
     """Writes the report's page, and the exports that are asked for; returns whether these lack no photo.
@@ -235,6 +238,7 @@ def write_side_products(
         places: Of the cut-outs.
         items: All that photos could be given.
         console: Where to say it.
+        records: To be exported, one for each photo.
         facts: What the page says of the run.
     """
     if not settings.no_report:
@@ -259,7 +263,7 @@ def write_side_products(
 
     counts = export(
         settings.exports,
-        iterate_records(places),
+        records,
         output=places.output,
         dataset_dir=folders.dataset,
         folder=folders.export,

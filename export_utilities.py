@@ -49,6 +49,7 @@ _LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyY
 _OF_MASKS = ("coco", "yolo", "masks")
 _OF_PHOTOS = ("coco", "yolo")
 _LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
+_NEEDED = ("prompt", "mask_area", "width", "height")  # of a record, beyond what makes it one
 _MARK, _SPLITS = ".export.json", "splits.csv"
 _DIGESTS = ".export-"  # and the format: digests of the files that it has written
 _OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
@@ -223,8 +224,9 @@ def export(
         threads: How many photos are prepared at once.
 
     Returns:
-        By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how
-        many have no PNG or no mask any more; as "missing", how many are gone from the dataset, and from COCO and YOLO.
+        By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how many
+        have no PNG or no mask any more, or half a record; as "missing", how many are gone from the dataset, and so from
+        COCO and YOLO.
 
     Raises:
         ConfigError: See `check_exports`; or splits.csv was changed to something else.
@@ -232,7 +234,7 @@ def export(
     """
     check_exports(formats, split=split)
     check_folder(folder, formats)
-    photos, left_out = _select(rows, formats, captions)
+    photos, left_out, incomplete = _select(rows, formats, captions)
     with_photos = any(name in _OF_PHOTOS for name in formats) and not isinstance(dataset_dir, RemotePath)
     missing = _find_missing(photos, dataset_dir) if with_photos else frozenset()
     mark = _read_mark(folder) or {}
@@ -264,7 +266,7 @@ def export(
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {**counts, "left out": left_out, "skipped": counts["skipped"], "missing": len(missing)}
+    return {**counts, "left out": left_out, "skipped": counts["skipped"] + incomplete, "missing": len(missing)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +294,20 @@ class _Job:
     split_names: Sequence[str]  # an empty one where there are no splits
 
 
-def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions: Captions) -> tuple[list[_Photo], int]:
-    """Returns the photos to export, and how many of the rows are left out."""
+def _select(
+    rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions: Captions
+) -> tuple[list[_Photo], int, int]:
+    """Returns the photos to export, how many of the rows are left out, and how many lack what exports need."""
     photos = []
-    left_out = 0
+    left_out = incomplete = 0
     for row in rows:
         if not _LEFT_OUT.isdisjoint(row["flags"]):
             left_out += 1
+            continue
+        lacking = next((key for key in _NEEDED if key not in row), None)
+        if lacking is not None:
+            _LOGGER.warning("%s: not exported: its record has no %s", row["source"], lacking)
+            incomplete += 1
             continue
         if row["mask_area"] is None:
             _refuse_masks(formats)
@@ -311,7 +320,7 @@ def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions:
                 pixels=row["width"] * row["height"],
             )
         )
-    return photos, left_out
+    return photos, left_out, incomplete
 
 
 def _find_missing(photos: Sequence[_Photo], dataset_dir: Path) -> frozenset[str]:

@@ -132,6 +132,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     from output_utilities import OutputFolder
     from preview_utilities import run_facts
     from provenance_utilities import deciding_settings
+    from record_utilities import iterate_records
 
     check_dataset = watch_dataset(folders.dataset)
     check_focus(settings)  # before anything is loaded
@@ -190,7 +191,10 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     if not output.total and not output.failures:
         return _say_no_photos(settings)
     facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
-    complete = write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
+    records = iterate_records(output.places)
+    complete = write_side_products(
+        settings, folders, output.places, settings.items, console, records=records, facts=facts
+    )
     if settings.micro:
         _say_what_micro_is_for(console)
     return EXIT_COMPLETE if complete and not output.failures else EXIT_INCOMPLETE

@@ -272,6 +272,13 @@ def test_an_export_that_fails_costs_no_page(run, photos, afterwards, tmp_path):
     assert (tmp_path / "out-report" / "index.html").exists()
 
 
+def test_a_photo_whose_record_stands_twice_is_exported_once(done, afterwards):
+    with (done / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps(records(done)["a.png"]) + "\n")
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco,captions")
+    assert (code, "coco 6, captions 6" in out) == (0, True)
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")

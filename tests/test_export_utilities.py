@@ -472,6 +472,15 @@ def test_without_any_photo_an_export_stays_as_it_was(finished, name, what):
     assert finished.export("captions")["missing"] == 0
 
 
+@pytest.mark.parametrize("key", ["prompt", "mask_area", "width", "height"])
+def test_half_a_record_is_skipped_and_told_of(finished, caplog, key):
+    finished.add("a.jpg")
+    del finished.add("b.jpg")[key]
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
+    assert caplog.messages == [f"b.jpg: not exported: its record has no {key}"]
+
+
 @pytest.mark.parametrize("flag", ["review", "wrong", "bad mask"])
 def test_doubtful_photos_are_in_no_export(finished, flag):
     finished.add("a.jpg")
