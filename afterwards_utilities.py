@@ -94,7 +94,14 @@ def curate(settings: Settings, console: Console) -> bool:
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
         complete &= write_side_products(
-            settings, folders, finished.places, finished.items, console, records=finished.records.rows(), facts=facts
+            settings,
+            folders,
+            finished.places,
+            finished.items,
+            console,
+            records=finished.records.rows(),
+            count=len(finished.records),
+            facts=facts,
         )
     return complete
 
@@ -228,6 +235,7 @@ def write_side_products(
     console: Console,
     *,
     records: Iterable[Mapping[str, Any]],
+    count: int,
     facts: Mapping[str, str],
 ) -> bool:
     """Writes the report's page, and the exports that are asked for; returns whether these lack no photo.
@@ -239,6 +247,7 @@ def write_side_products(
         items: All that photos could be given.
         console: Where to say it.
         records: To be exported, one for each photo.
+        count: How many they are.
         facts: What the page says of the run.
     """
     if not settings.no_report:
@@ -261,18 +270,24 @@ def write_side_products(
         item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
         return replace_item(row["prompt"], item, row["label"], **parts)
 
-    counts = export(
-        settings.exports,
-        records,
-        output=places.output,
-        dataset_dir=folders.dataset,
-        folder=folders.export,
-        items=items,
-        split=_split(settings),
-        seed=settings.seed,
-        captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
-        threads=count_threads(),
-    )
+    try:
+        with RunProgress(console, total=count) as progress:
+            counts = export(
+                settings.exports,
+                records,
+                output=places.output,
+                dataset_dir=folders.dataset,
+                folder=folders.export,
+                items=items,
+                split=_split(settings),
+                seed=settings.seed,
+                captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
+                threads=count_threads(),
+                on_progress=progress.advance,
+            )
+    except KeyboardInterrupt:
+        again = "the exports are as they were, and the same command begins anew with them"
+        raise KeyboardInterrupt(f"interrupted; {again}") from None
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
     print_line(console, f"Exports in {folders.export}/: {told}")
     return not counts["skipped"] and not counts["missing"]

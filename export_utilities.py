@@ -192,6 +192,7 @@ def export(
     seed: int,
     captions: Captions,
     threads: int,
+    on_progress: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
     """Writes the rows of a run in other formats, and returns how many photos each of them has.
 
@@ -222,6 +223,7 @@ def export(
         seed: Of the splits.
         captions: What captions are made of.
         threads: How many photos are prepared at once.
+        on_progress: Called for each row that has been dealt with.
 
     Returns:
         By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how many
@@ -235,6 +237,8 @@ def export(
     check_exports(formats, split=split)
     check_folder(folder, formats)
     photos, left_out, incomplete = _select(rows, formats, captions)
+    for _ in range(left_out + incomplete):
+        on_progress()
     with_photos = any(name in _OF_PHOTOS for name in formats) and not isinstance(dataset_dir, RemotePath)
     missing = _find_missing(photos, dataset_dir) if with_photos else frozenset()
     mark = _read_mark(folder) or {}
@@ -252,6 +256,7 @@ def export(
             formats,
             _Job(photos, missing, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
             threads=threads,
+            on_progress=on_progress,
         )
         check_folder(folder, formats)  # again: somebody may have been at work there meanwhile
         for name in formats:
@@ -418,7 +423,7 @@ def _decide_splits(photos: Sequence[_Photo], path: Path, *, split: Split | None,
     return splits
 
 
-def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
+def _stage(formats: Sequence[str], job: _Job, *, threads: int, on_progress: Callable[[], object]) -> Counter[str]:
     """Writes all formats into the staging folder and returns how many photos each has, and how many were skipped."""
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(_WRITERS[name](job)) for name in formats}
@@ -454,6 +459,7 @@ def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
                 if part is not None:
                     writers[name].add(photo, part)
                     counts[name] += 1
+            on_progress()
     return counts
 
 

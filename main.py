@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
         return EXIT_UNUSABLE
-    except KeyboardInterrupt:  # while loading; from the first photo on, run() handles it
-        _say_error("interrupted; the same command starts where this one ended")
+    except KeyboardInterrupt as error:  # while loading, or in an export; from the first photo on, run() handles it
+        _say_error(str(error) or "interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
 
 
@@ -191,9 +191,15 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     if not output.total and not output.failures:
         return _say_no_photos(settings)
     facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
-    records = iterate_records(output.places)
     complete = write_side_products(
-        settings, folders, output.places, settings.items, console, records=records, facts=facts
+        settings,
+        folders,
+        output.places,
+        settings.items,
+        console,
+        records=iterate_records(output.places),
+        count=output.total,
+        facts=facts,
     )
     if settings.micro:
         _say_what_micro_is_for(console)

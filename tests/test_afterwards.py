@@ -279,6 +279,23 @@ def test_a_photo_whose_record_stands_twice_is_exported_once(done, afterwards):
     assert (code, "coco 6, captions 6" in out) == (0, True)
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["with a run", "later"])
+def test_an_export_that_is_interrupted_says_what_there_is(run, afterwards, monkeypatch, later):
+    run("--no-report")
+    monkeypatch.setattr("export_utilities._outlines", lambda *_: exec("raise KeyboardInterrupt"))
+    code, _, err = (afterwards if later else run)(
+        *(["--report-only"] if later else []), "--no-report", "--export", "coco"
+    )
+    assert code == 130
+    assert err.endswith("interrupted; the exports are as they were, and the same command begins anew with them\n")
+
+
+def test_an_export_says_how_far_it_is(done, afterwards, monkeypatch):
+    monkeypatch.setattr("console_utilities._PLAIN_INTERVAL", 0)
+    _, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert "6/6 photos" in out
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
