@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from clip_utilities import ClipModel
-from config_utilities import PROMPT_KEYS, Settings
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings
 from console_utilities import RunProgress, count_of, print_changes, print_line
 from curation_utilities import (
     Finished,
@@ -89,7 +89,8 @@ def curate(settings: Settings, console: Console) -> bool:
             forget_evaluation(folders.report)
         if settings.evaluate:
             complete = evaluate_labels(finished, settings, folders, console)
-        made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
+        around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
+        made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
         settings = dataclasses.replace(settings, **made_with)
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}

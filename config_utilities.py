@@ -126,6 +126,7 @@ class Settings:
 
 
 PROMPT_KEYS = ("prefixes", "items", "postfixes")
+CAPTION_KEYS = ("csv_prefixes", "csv_postfixes")  # what exported captions have around the prompt
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
 # What a config file can't say of itself. One of a stranger is not to append a log to the files of its user either.
 _OF_FLAGS = (
@@ -133,7 +134,7 @@ _OF_FLAGS = (
     *("report_only", "apply", "undo", "relabel", "evaluate", "target_precision"),
 )
 # What has no flag.
-WORD_LISTS = (*PROMPT_KEYS, "csv_prefixes", "csv_postfixes")
+WORD_LISTS = (*PROMPT_KEYS, *CAPTION_KEYS)
 CONFIG_ONLY = (*WORD_LISTS, "colours")
 _HINTS = get_type_hints(Settings)
 _CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]

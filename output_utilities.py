@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from card_utilities import write_cards
+from config_utilities import CAPTION_KEYS
 from dataset_utilities import PhotoFile, alternative_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
@@ -48,7 +49,7 @@ from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
 
-INFORMATIVE = ("clip_model",)  # what `.run.json` keeps for later, and lets a run go on with another of
+INFORMATIVE = ("clip_model", *CAPTION_KEYS)  # what `.run.json` keeps for later, and lets a run go on with another of
 
 
 class OutputFolder:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
-from config_utilities import Settings
+from config_utilities import CAPTION_KEYS, Settings
 from device_utilities import Machine
 from sam_utilities import config_name, find_config
 from storage_utilities import to_place
@@ -41,6 +41,7 @@ def deciding_settings(settings: Settings, machine: Machine, weights: Mapping[str
     deciding |= {
         name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)
     }
+    deciding |= {name: getattr(settings, name) for name in CAPTION_KEYS if name in settings.given}  # for later exports
     if settings.focus.endswith(".csv"):
         deciding["focus"] = file_digest(Path(settings.focus))
     if "detector_weights" in weights:

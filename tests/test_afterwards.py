@@ -296,6 +296,21 @@ def test_an_export_says_how_far_it_is(done, afterwards, monkeypatch):
     assert "6/6 photos" in out
 
 
+def test_captions_are_the_same_later_as_with_the_run(run, afterwards, config, tmp_path):
+    run()  # before there were any: it goes on, though they are other ones now
+    config.write_text(json.dumps({**json.loads(config.read_text()), "csv_prefixes": ["seen:"]}))
+    code, out, _ = run("--no-report", "--export", "captions")
+    assert (code, "0 photos written" in out) == (0, True)
+    path = tmp_path / "out-export" / "captions.csv"
+    with_the_run = path.read_bytes()
+    assert with_the_run.count(b"seen: ") == 6
+    afterwards("--report-only", "--no-report", "--export", "captions")
+    assert path.read_bytes() == with_the_run
+    config.write_text(json.dumps({**json.loads(config.read_text()), "csv_prefixes": ["other:"]}))
+    afterwards("--report-only", "--no-report", "--export", "captions", "--config", config)
+    assert path.read_bytes() == with_the_run.replace(b"seen:", b"other:")
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
