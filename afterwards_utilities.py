@@ -104,6 +104,7 @@ def curate(settings: Settings, console: Console) -> bool:
             count=len(finished.records),
             facts=facts,
         )
+        complete &= not (settings.exports and finished.missing)
     return complete
 
 

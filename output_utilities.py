@@ -355,20 +355,8 @@ class OutputFolder:
         """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
         if (folder, row["file_name"]) in found and self.places.of(row) == folder:
             return row
-        name = row["file_name"].partition("/")[2]
-        files = [(place, f"{item}/{name}") for place in self.places for item in self._items]
-        there = [each for each in files if each in found]
-        if len(there) != 1:
-            return None
-        [(place, file_name)] = there
-        flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
-        return {
-            **row,
-            "file_name": file_name,
-            "label": file_name.partition("/")[0],
-            "label_source": "human",
-            "flags": [*flags, MOVED, *([REVIEW] if place == self.places.review else [])],
-        }
+        there = [each for each in possible_moves(row, self.places, self._items) if each in found]
+        return moved_record(row, *there[0], self.places) if len(there) == 1 else None
 
     def _write_failures(self) -> None:
         rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
@@ -394,6 +382,24 @@ class OutputFolder:
             for each, _, _ in os.walk(folder, topdown=False):
                 if Path(each) != self.path and not any(Path(each).iterdir()):
                     Path(each).rmdir()
+
+
+def possible_moves(row: Mapping[str, Any], places: Places, items: Sequence[str]) -> list[tuple[Place, str]]:
+    """Returns where a user can have moved the cut-out of a record to, each as (folder, path in it)."""
+    name = row["file_name"].partition("/")[2]
+    return [(place, f"{item}/{name}") for place in places for item in items]
+
+
+def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:
+    """Returns the record of a cut-out that a user has moved: its item is a human's word."""
+    flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
+    return {
+        **row,
+        "file_name": file_name,
+        "label": file_name.partition("/")[0],
+        "label_source": "human",
+        "flags": [*flags, MOVED, *([REVIEW] if place == places.review else [])],
+    }
 
 
 def _find_pngs(folder: Place) -> set[str]:

@@ -311,6 +311,20 @@ def test_captions_are_the_same_later_as_with_the_run(run, afterwards, config, tm
     assert path.read_bytes() == with_the_run.replace(b"seen:", b"other:")
 
 
+def test_an_export_has_cut_outs_that_were_moved_by_hand_and_says_which_are_gone(done, afterwards):
+    before = {source: row["file_name"] for source, row in records(done).items()}
+    (done / "blue").mkdir(exist_ok=True)
+    moved = next(source for source, name in before.items() if not name.startswith("blue/"))
+    (done / before[moved]).rename(done / "blue" / "moved.png")
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert (code, "captions 5" in out, "a run over the photos brings them back" in out) == (1, True, True)
+    name = before[moved].partition("/")[2]
+    (done / "blue" / name).parent.mkdir(parents=True, exist_ok=True)
+    (done / "blue" / "moved.png").rename(done / "blue" / name)
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert (code, "captions 6" in out, "moved to another item by hand: 1" in out) == (0, True, True)
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")

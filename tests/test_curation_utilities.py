@@ -261,6 +261,47 @@ def test_records_without_a_cut_out_are_left_out_and_said(output, caplog):
     assert "cut-outs gone: 1, such as red/a.png" in caplog.text
 
 
+def move(output, before, after):
+    (output / after).parent.mkdir(parents=True, exist_ok=True)
+    (output / before).rename(output / after)
+
+
+def test_cut_outs_that_were_moved_by_hand_stay_there(output, tmp_path, caplog):
+    apply_corrections(read_finished(output), corrections(tmp_path, LINES[0]))
+    move(output, "red/sub/b.png", "green/sub/b.png")
+    move(output, "blue/c.png", "../out-review/red/c.png")
+    finished = read_finished(output)
+    assert [(each["source"], each["label"], each["label_source"]) for each in finished.records.values()] == [
+        ("a.jpg", "red", "human"),
+        ("sub/b.jpg", "green", "human"),
+        ("c.jpg", "red", "human"),
+    ]
+    assert records(tmp_path / "out-review")["c.jpg"]["flags"] == ["moved by hand", "review"]
+    assert caplog.messages == [f"{output}: cut-outs moved to another item by hand: 2; that stands"]
+    assert finished.find(["red/sub/b.png"]) == {"red/sub/b.png": "sub/b.jpg"}  # as a page from before has it
+    assert "| green | 1 |" in (output / "README.md").read_text()
+    assert undo(finished).by.startswith("--apply ")
+    assert pngs(output) == ["green/sub/b.png", "red/a.png"]
+
+
+@pytest.mark.parametrize("how", ["another photo's", "two places", "no item"])
+def test_a_cut_out_of_which_nobody_knows_where_it_is_is_gone(output, caplog, how):
+    if how == "another photo's":
+        with (output / METADATA).open("a") as file:
+            file.write(json.dumps(row("a.webp", "blue", file_name="blue/a.png")) + "\n")
+        move(output, "red/a.png", "blue/a.png")
+    elif how == "two places":
+        move(output, "red/a.png", "blue/a.png")
+        (output / "green").mkdir()
+        (output / "green" / "a.png").write_text("a.jpg")
+    else:
+        move(output, "red/a.png", "pink/a.png")
+    before = (output / METADATA).read_bytes()
+    assert "a.jpg" not in read_finished(output).records
+    assert "cut-outs gone: 1, such as red/a.png" in caplog.text
+    assert (output / METADATA).read_bytes() == before
+
+
 def revise_and_undo(output, names):
     revision_utilities._IN_MEMORY = 1 << 14
     assert set_thresholds(read_finished(output), Thresholds(item_probability=0.5), by="a test") == 1500
