@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import unicodedata
@@ -240,7 +241,7 @@ def export(
     for _ in range(left_out + incomplete):
         on_progress()
     with_photos = any(name in _OF_PHOTOS for name in formats) and not isinstance(dataset_dir, RemotePath)
-    missing = _find_missing(photos, dataset_dir) if with_photos else frozenset()
+    gone, unnameable = _find_missing(photos, dataset_dir) if with_photos else (frozenset(), frozenset())
     mark = _read_mark(folder) or {}
     classes = [*items, *sorted({photo.item for photo in photos}.difference(items))]
     staging = folder / _STAGING
@@ -252,12 +253,9 @@ def export(
         _write_mark(folder, mark)  # before anything else, or a later export would take it for somebody's
         splits = _decide_splits(photos, folder / _SPLITS, split=split, seed=seed)
         staging.mkdir()
-        counts = _stage(
-            formats,
-            _Job(photos, missing, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
-            threads=threads,
-            on_progress=on_progress,
-        )
+        split_names = SPLIT_NAMES if split else ("",)
+        job = _Job(photos, gone | unnameable, output, dataset_dir, staging, classes, splits, split_names)
+        counts = _stage(formats, job, threads=threads, on_progress=on_progress)
         check_folder(folder, formats)  # again: somebody may have been at work there meanwhile
         for name in formats:
             written = np.fromiter((each for _, each in _walk(staging, _place(name))), np.uint64)
@@ -271,7 +269,7 @@ def export(
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {**counts, "left out": left_out, "skipped": counts["skipped"] + incomplete, "missing": len(missing)}
+    return {**counts, "left out": left_out, "skipped": counts["skipped"] + incomplete, "missing": len(gone)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +288,7 @@ class _Job:
     """What the writers share."""
 
     photos: Sequence[_Photo]
-    missing: Collection[str]  # sources
+    missing: Collection[str]  # sources of those that COCO and YOLO leave out
     output: Path
     dataset_dir: Place
     staging: Path
@@ -328,22 +326,29 @@ def _select(
     return photos, left_out, incomplete
 
 
-def _find_missing(photos: Sequence[_Photo], dataset_dir: Path) -> frozenset[str]:
-    """Returns the sources of the photos that are no longer in the dataset, and warns of them."""
-    folder = os.fspath(dataset_dir)
-    missing = [
-        photo.source
-        for photo in photos
-        if not os.path.isfile(os.path.join(folder, photo.source))  # noqa: PTH113, PTH118 (ten times as fast)
-    ]
-    if not dataset_dir.is_dir() or (missing and len(missing) == len(photos)):
+def _find_missing(photos: Sequence[_Photo], dataset_dir: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns the sources of the photos that are gone from the dataset, and of those that readers can't name."""
+    absent = [photo.source for photo in photos if not _is_file(dataset_dir, photo.source)]
+    unnameable = frozenset(source for source in absent if _is_file(dataset_dir, _with_bytes(source)))
+    gone = frozenset(absent) - unnameable
+    if not dataset_dir.is_dir() or (gone and len(gone) == len(photos)):
         raise OutputError(f"--export: {dataset_dir}: holds none of the photos; say where they are with --dataset-dir")
-    if missing:
-        _LOGGER.warning(
-            "--export: photos no longer in %s, and left out of COCO and YOLO: %d, such as %s",
-            *(dataset_dir, len(missing), missing[0]),
-        )
-    return frozenset(missing)
+    for what, sources in (
+        (f"photos no longer in {dataset_dir}", gone),
+        ("photos whose names are no UTF-8, so that readers could not find them", unnameable),
+    ):
+        if sources:
+            _LOGGER.warning("--export: left out of COCO and YOLO, %s: %d, such as %s", what, len(sources), min(sources))
+    return gone, unnameable
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    return os.path.isfile(os.path.join(folder, name))  # noqa: PTH113, PTH118 (of millions of photos)
+
+
+def _with_bytes(source: str) -> str:
+    """Returns a source as its file may be called; see `dataset_utilities.PhotoFile`."""
+    return os.fsdecode(re.sub(rb"%([89A-F][0-9A-F])", lambda match: bytes([int(match[1], 16)]), os.fsencode(source)))
 
 
 def _caption(row: Mapping[str, Any], captions: Captions) -> str:
@@ -796,7 +801,7 @@ def _same_on_disk(name: str) -> str:
 
 def _copy(original: Path, copy: Path) -> None:
     """Copies the contents of a file; they share their blocks until one is written to, where the file system can."""
-    with open_regular(original) as source, copy.open("xb") as target:
+    with open_regular(original) as source, copy.open("wb") as target:
         with contextlib.suppress(AttributeError, OSError):  # not on this system, or not between these file systems
             while os.copy_file_range(source.fileno(), target.fileno(), _AT_ONCE):
                 pass

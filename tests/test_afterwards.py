@@ -329,7 +329,7 @@ def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, phot
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
     assert (code, "coco 5" in out) == (1, True)
-    assert "left out of COCO and YOLO: 1, such as car.jpg" in out
+    assert "photos: 1, such as car.jpg" in out
     assert run("--no-report", "--export", "coco")[0] == 1
 
 

@@ -448,8 +448,23 @@ def test_photos_that_are_gone_are_counted_and_in_no_export_that_names_them(finis
     coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == ["a.jpg"]
     assert caplog.messages == [
-        f"--export: photos no longer in {finished.dataset}, and left out of COCO and YOLO: 1, such as b.jpg"
+        f"--export: left out of COCO and YOLO, photos no longer in {finished.dataset}: 1, such as b.jpg"
     ]
+
+
+def test_names_that_are_no_utf_8_are_in_no_export_that_would_have_to_name_them(finished, caplog):
+    try:
+        (finished.dataset / os.fsdecode(b"x\xff")).mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    save_photo(finished.dataset / os.fsdecode(b"x\xff/caf\xe9.jpg"), 96, 64)
+    finished.add("a%FF.jpg")
+    finished.add("b.jpg")["source"] = "x%FF/caf%E9.jpg"
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
+    assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 0}
+    [message] = caplog.messages
+    assert message.endswith("whose names are no UTF-8, so that readers could not find them: 1, such as x%FF/caf%E9.jpg")
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo"])
