@@ -32,6 +32,7 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
+from card_utilities import describe_pictures
 from csv_utilities import format_csv
 from errors import ConfigError, OutputError
 from mask_utilities import bounding_box
@@ -694,23 +695,22 @@ class _ImageFolder(_Writer):
         used = [name for name in SPLIT_NAMES if name in self._lines]
         for name in used:
             (self._folder / name / METADATA).write_text("".join(self._lines[name]), encoding="ascii")
-        (self._folder / CARD).write_text(_card({name: len(self._lines[name]) for name in used}), encoding="utf-8")
+        (self._folder / CARD).write_text(self._card({name: len(self._lines[name]) for name in used}), encoding="utf-8")
 
-
-def _card(counts: Mapping[str, int]) -> str:
-    """Returns the dataset card; without explicit `configs`, items called `test` or `val` would become splits."""
-    files = "".join(
-        f'  - split: {name}\n    path:\n    - {name}/{METADATA}\n    - "{name}/**/*.png"\n' for name in counts
-    )
-    configs = f"configs:\n- config_name: default\n  data_files:\n{files}" if counts else ""
-    table = "".join(f"| {name} | {count} |\n" for name, count in counts.items())
-    return f"""---
+    def _card(self, counts: Mapping[str, int]) -> str:
+        """Returns the dataset card; without explicit `configs`, items called `test` or `val` would become splits."""
+        files = "".join(
+            f'  - split: {name}\n    path:\n    - {name}/{METADATA}\n    - "{name}/**/*.png"\n' for name in counts
+        )
+        configs = f"configs:\n- config_name: default\n  data_files:\n{files}" if counts else ""
+        table = "".join(f"| {name} | {count} |\n" for name, count in counts.items())
+        return f"""---
 {configs}task_categories:
 - image-classification
 ---
-# Cut-outs by split and item
+# Pictures by split and item
 
-Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP.
+{describe_pictures(self.job.output)}
 
 | split | photos |
 | --- | --- |

@@ -325,6 +325,15 @@ def test_an_export_has_cut_outs_that_were_moved_by_hand_and_says_which_are_gone(
     assert (code, "captions 6" in out, "moved to another item by hand: 1" in out) == (0, True, True)
 
 
+@pytest.mark.parametrize("flags", [[], ["--no-sam"]], ids=["cut out", "whole"])
+def test_cards_say_whether_photos_were_cut_out(run, afterwards, tmp_path, flags):
+    run(*flags, "--overwrite", "--no-report", "--export", "imagefolder", "--split", "0.5,0.5,0")
+    cards = [tmp_path / name / "README.md" for name in ("out", "out-export/imagefolder")]
+    for text in (path.read_text() for path in cards):
+        assert ("cut out with SAM 2" in text) == (not flags)
+        assert ("whole photos, labelled by CLIP" in text) == bool(flags)
+
+
 def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
     (photos / "car.jpg").unlink()
     code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
