@@ -58,6 +58,10 @@ _OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _STAGING, _OLD = ".tmp-export", ".tmp-old-"
 _MOST_PIXELS = 100_000_000  # of masks that wait or are being traced: a second copy of each is four times as large
 
+_COCO_INFO = """\
+Made by sam2vit: one object per photo, cut out with SAM 2, labelled by CLIP. Sizes and masks are of the upright photo, \
+as EXIF turns it: with Pillow, as in torchvision's CocoDetection, call PIL.ImageOps.exif_transpose on it first"""
+
 _TOLERANCE = 0.75  # pixels: steps of a slanting edge are 0.71 from it; a quarter of the points, IoU 0.999 at 2 MP
 _SPECK = 0.001  # of the subject: smaller parts are not joined to a YOLO polygon
 _SEAM_POINTS = 512  # of each part, among which the ends of a seam are looked for
@@ -539,7 +543,7 @@ class _Coco(_Writer):
         self._images: dict[str, list[str]] = {name: [] for name in job.split_names}
         head = json.dumps(
             {
-                "info": {"description": "Made by sam2vit: one object per photo, cut out with SAM 2, labelled by CLIP"},
+                "info": {"description": _COCO_INFO},
                 "licenses": [],
                 "categories": [
                     {"id": number + 1, "name": item, "supercategory": ""} for item, number in self.numbers.items()

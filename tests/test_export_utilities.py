@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import make_image, save_photo
 from errors import ConfigError, OutputError
@@ -345,7 +345,10 @@ def test_labels_lie_on_photos_as_opencv_turns_them(finished):
     save_photo(finished.dataset / "a.jpg", 96, 64, exif=exif)
     finished.add("a.jpg", mask=blob(64, 96))
     finished.export("coco", "yolo")
-    [image] = read_coco(finished.folder / "coco/annotations/instances.json").loadImgs(1)
+    coco = read_coco(finished.folder / "coco/annotations/instances.json")
+    [image] = coco.loadImgs(1)
+    assert "PIL.ImageOps.exif_transpose" in coco.dataset["info"]["description"]
+    assert ImageOps.exif_transpose(Image.open(finished.dataset / "a.jpg")).size == (image["width"], image["height"])
     assert cv2.imread(str(finished.dataset / "a.jpg")).shape[:2] == (image["height"], image["width"]) == (96, 64)
     [(_, _, detections)] = read_yolo(finished, "segment")
     assert detections.mask.shape == (1, 96, 64)
