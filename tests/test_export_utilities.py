@@ -697,6 +697,8 @@ def test_what_a_kill_between_two_renames_has_left_is_put_back(finished):
     (finished.folder / ".tmp-export" / "masks").mkdir(parents=True)
     finished.export("captions")
     assert finished.tree() == before
+    finished.export("masks")  # which knows it for its own
+    assert finished.tree() == before
 
 
 def test_a_first_export_that_was_killed_is_no_obstacle(finished, monkeypatch):
