@@ -54,6 +54,7 @@ _LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
 _NEEDED = ("prompt", "mask_area", "width", "height")  # of a record, beyond what makes it one
 _MARK, _SPLITS = ".export.json", "splits.csv"
 _DIGESTS = ".export-"  # and the format: digests of the files that it has written
+_CACHES = ("yolo/segment/labels", "yolo/detect/labels")  # where ultralytics keeps one of each folder of labels
 _OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _STAGING, _OLD = ".tmp-export", ".tmp-old-"
 _MOST_PIXELS = 100_000_000  # of masks that wait or are being traced: a second copy of each is four times as large
@@ -169,9 +170,9 @@ def _walk(folder: Path, place: str) -> Iterator[tuple[str, np.uint64]]:
         with os.scandir(path) as entries:
             for entry in entries:
                 yield from _walk(folder, f"{place}/{entry.name}")
-    elif name not in _OF_SYSTEMS and not (name.endswith(".cache") and within.endswith("/labels")):
+    elif name not in _OF_SYSTEMS and not (name.endswith(".cache") and within in _CACHES):
         known = b"%d %d %s" % (status.st_size, status.st_mtime_ns, os.fsencode(place))
-        yield place, np.uint64(int.from_bytes(hashlib.blake2b(known, digest_size=8).digest()))
+        yield place, np.uint64(int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), "big"))
 
 
 def _read_digests(folder: Path, name: str) -> np.ndarray:
@@ -353,7 +354,8 @@ def _is_file(folder: Path, name: str) -> bool:
 
 def _with_bytes(source: str) -> str:
     """Returns a source as its file may be called; see `dataset_utilities.PhotoFile`."""
-    return os.fsdecode(re.sub(rb"%([89A-F][0-9A-F])", lambda match: bytes([int(match[1], 16)]), os.fsencode(source)))
+    escaped = source.encode(errors="replace")
+    return os.fsdecode(re.sub(rb"%([89A-F][0-9A-F])", lambda match: bytes([int(match[1], 16)]), escaped))
 
 
 def _caption(row: Mapping[str, Any], captions: Captions) -> str:
@@ -625,12 +627,11 @@ class _Yolo(_Writer):
         x0, y0, x1, y1 = bounding_box(subject.mask)
         box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / (width_height * 2)
         copies = [self._folder(task, "images", split) / f"{stem}{original.suffix}" for task in ("segment", "detect")]
-        _copy(original, copies[0])
-        _end_as_jpeg(copies[0])
+        _copy_photo(original, copies[0])
         try:
             os.link(*copies)
         except OSError:  # a file system without hard links
-            _copy(*copies)
+            _copy_photo(original, copies[1])
         for task, numbers in (("segment", polygon.ravel()), ("detect", box)):
             line = " ".join([f"{self.numbers[photo.item]}", *(f"{number:.6f}" for number in numbers)])
             (self._folder(task, "labels", split) / f"{stem}.txt").write_text(f"{line}\n", encoding="ascii")
@@ -812,11 +813,13 @@ def _copy(original: Path, copy: Path) -> None:
         shutil.copyfileobj(source, target)  # what is left
 
 
-def _end_as_jpeg(copy: Path) -> None:
-    """Lets a JPEG end as one: ultralytics would save it anew, in its place, and an export knows its own files.
+def _copy_photo(original: Path, copy: Path) -> None:
+    """Copies a photo, and lets a JPEG end as one, or ultralytics would save it anew, in its place.
 
-    Decoders pass over what follows the picture, such as the notes of some phones.
+    The next export would take that for somebody's work. Decoders pass over what follows the picture, such as the notes
+    of some phones.
     """
+    _copy(original, copy)
     with copy.open("r+b") as file:
         if file.read(2) == b"\xff\xd8":
             file.seek(-2, os.SEEK_END)

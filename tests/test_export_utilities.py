@@ -551,6 +551,12 @@ def test_records_do_not_lead_out_of_their_folders(finished, key, name):
     assert finished.export(*EXPORTS, split=SPLIT)["skipped"] == 1
 
 
+def test_half_a_character_in_a_record_names_no_photo(finished):
+    finished.add("a.jpg")
+    finished.add("b.jpg")["source"] = "\ud800.jpg"
+    assert finished.export(*EXPORTS, split=SPLIT)["missing"] == 1
+
+
 @pytest.mark.parametrize("name", ["coco", "yolo", "masks"])
 def test_without_masks_there_is_one_line(finished, name):
     finished.add()["mask_area"] = None
@@ -664,6 +670,15 @@ def test_what_systems_and_ultralytics_leave_in_an_export_is_no_obstacle(finished
         (finished.folder / name).write_bytes(b"")
     finished.export("yolo")
     assert finished.tree() == [".DS_Store", *before]
+
+
+def test_two_records_of_one_photo_share_a_copy_that_is_whole(finished):
+    finished.add()
+    finished.rows *= 8
+    finished.export("yolo", "imagefolder", split=Split(1, 0, 0))
+    for task in ("segment", "detect"):
+        image = finished.folder / "yolo" / task / "images/train/a.jpg"
+        assert image.read_bytes() == (finished.dataset / "a.jpg").read_bytes()
 
 
 def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
