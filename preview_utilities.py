@@ -39,7 +39,7 @@ def preview(settings: Settings, console: Console) -> bool:
     folders, files = check_folders(settings)
     check_focus(settings)
     prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
-    tokenize(prompts)  # says which prompt is too long
+    tokenize(prompts, settings.items)  # says which of them won't do
 
     def describe(model: str, public: Any) -> str:
         state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint
+from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint, published_digest
 from config_utilities import Settings
 from device_utilities import Machine
 from sam_utilities import config_name, find_config
@@ -36,7 +36,8 @@ def deciding_settings(settings: Settings, machine: Machine, weights: Mapping[str
     if not settings.no_sam:
         sam_path = find_checkpoint(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
         config_path = find_config(settings.sam_config or config_name(settings.sam_model))
-        deciding |= {"sam_weights": file_digest(sam_path), "sam_config": file_digest(config_path)}
+        sam_digest = published_digest(sam_path, settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+        deciding |= {"sam_weights": sam_digest, "sam_config": file_digest(config_path)}
         deciding |= {"sam_precision": machine.precision, "margin": settings.margin, "refine": settings.refine}
     deciding |= {
         name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)

@@ -12,6 +12,7 @@ from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
 from png_utilities import read_mask
 from program import contents, pngs, rows
+from thumbnail_utilities import source_digest
 
 
 @pytest.fixture
@@ -175,8 +176,36 @@ def test_the_labels_are_measured(done, afterwards, config, tmp_path):
     assert index(tmp_path / "out-report")["evaluation"]["accuracy"]["count"] == 6
     assert (tmp_path / "out-report" / "confusion.svg").read_text().startswith("<svg")
     assert "0.83" in out
-    afterwards("--relabel", "--config", config)
+    afterwards("--relabel", "--config", config, "--decision", "ensemble")
     assert index(tmp_path / "out-report")["evaluation"] is None
+    afterwards("--evaluate", path)
+    assert "Taken back: --relabel" in afterwards("--undo")[1]
+    assert index(tmp_path / "out-report")["evaluation"] is None
+
+
+def test_each_look_for_a_threshold_is_counted_once(done, afterwards, tmp_path):
+    lines = [(source, row["label"]) for source, row in records(done).items()]
+    for count, looks in ((3, 1), (3, 1), (4, 2), (3, 2)):
+        path = write_csv(tmp_path / "l.csv", ["file_name", "item"], lines[:count])
+        afterwards("--evaluate", path, "--target-precision", "0.99")
+        assert len(json.loads((tmp_path / "out-report" / "evaluation.json").read_text())["looks"]) == looks
+
+
+def test_verdicts_that_are_no_sample_are_warned_of(done, afterwards, tmp_path):
+    ordered = sorted(records(done).values(), key=lambda row: source_digest(row["source"]))
+    lines = [(row["file_name"], row["label"], "right", row["source"]) for row in ordered]
+    columns = ["file_name", "item", "verdict", "source"]
+    flags = "--evaluate", tmp_path / "c.csv", "--target-precision", "0.9"
+    write_csv(tmp_path / "c.csv", columns, lines[:2])
+    assert "random sample" not in afterwards(*flags)[2]
+    write_csv(tmp_path / "c.csv", columns, lines[1:3])
+    assert "beyond the page's random sample, or after a photo that it skips: 2;" in afterwards(*flags)[2]
+
+
+def test_starting_over_leaves_no_picture_of_another_photo(done, run, tmp_path):
+    assert (tmp_path / "out-report" / "thumbnails").exists()
+    run("--overwrite", "--no-report")
+    assert not (tmp_path / "out-report" / "thumbnails").exists()
 
 
 def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
@@ -247,6 +276,7 @@ def test_exports_are_written_beside_a_run_and_later(run, afterwards, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--relabel"], "--relabel: with which prompts? add --config FILE, or --preset NAME"),
         (["--target-precision", "0.9"], "--target-precision 0.9: by which labels? add --evaluate"),
         (["--apply", "x.csv", "--undo"], "--apply x.csv: together with --undo"),
         (["--report-only", "--overwrite"], "are for runs over photos; leave them out"),

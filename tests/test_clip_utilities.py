@@ -205,6 +205,35 @@ def test_a_prompt_that_is_too_long_is_told_before_those_after_it_are_encoded():
         tokenize(prompts())
 
 
+def test_a_long_word_is_quoted_too():
+    with pytest.raises(PromptError, match=r"make the prompt 'ababab.*\.\.\.' of"):
+        tokenize(["ab" * 499])
+
+
+@pytest.mark.parametrize(
+    ("items", "prompts", "shown"),
+    [
+        (
+            ["red", "dark red"],
+            ["a red", "a dark red", "a dark red", "a dark dark red"],
+            "'red' and 'dark red': both .*",
+        ),
+        (["a&amp;b", "a&b"], ["a a&amp;b car", "a a&b car"], "'a&amp;b' and 'a&b': both have the prompt 'a a&b car'"),
+    ],
+)
+def test_two_items_share_no_prompt(items, prompts, shown):
+    with pytest.raises(PromptError, match=shown):
+        tokenize(prompts, items)
+
+
+def test_the_prompts_of_one_item_may_be_alike():
+    assert len(tokenize(["a car", "a  car", "a bus", "the bus"], ["car", "bus"])) == 4
+
+
+def test_no_photo_is_a_batch_too(small):
+    assert small.process([]) == []
+
+
 def test_a_prompt_of_exactly_77_tokens_is_read():
     assert tokenize(["a " * 75]).shape == (1, 77)
 

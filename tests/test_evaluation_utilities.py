@@ -2,6 +2,7 @@ import io
 import itertools
 import math
 import unicodedata
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,6 +15,7 @@ from evaluation_utilities import (
     Labels,
     Share,
     confusion_csv,
+    count_strays,
     draw_confusion,
     draw_reliability,
     evaluate,
@@ -21,8 +23,10 @@ from evaluation_utilities import (
     print_evaluation,
     read_labels,
     to_dict,
+    to_look,
     wilson_interval,
 )
+from thumbnail_utilities import source_digest
 from verdict_utilities import Verdict
 
 ROWS = {
@@ -79,6 +83,49 @@ def test_corrections_are_labels(tmp_path):
     path = write(tmp_path / "c.csv", ["file_name", "item", "verdict"], *lines)
     assert told(path) == {"a": "red", "b": "blue", "c": "wrong"}
     assert read_labels(path, find, ROWS).bad_masks == {"d"}
+
+
+PAGE = ["file_name", "item", "verdict", "source"]
+
+
+def test_the_page_names_a_photo_whatever_its_label_is_now(tmp_path):
+    path = write(tmp_path / "c.csv", PAGE, ("pink/x.png", "red", "wrong", "a"), ("blue/c.png", "blue", "right", "gone"))
+    assert told(path) == {"a": "red", "c": "blue"}
+    assert read_labels(path, find, ROWS).judged
+
+
+def test_wrong_says_nothing_of_a_label_that_nobody_saw(tmp_path):
+    lines = [("green/a.png", "", "wrong", "a"), ("red/b.png", "", "wrong", "b"), ("blue/c.png", "", "right", "c")]
+    found = read_labels(write(tmp_path / "c.csv", PAGE, *lines), find, ROWS)
+    result = evaluate(ROWS.values(), found, ["red", "green", "blue"])
+    assert (result.accuracy.value, result.accuracy.count, result.left_out) == (0.5, 2, 1)
+
+
+def test_right_without_an_item_is_of_the_label_there(tmp_path):
+    path = write(tmp_path / "c.csv", ["file_name", "item", "verdict"], ("a", "", "right"), ("b", "blue", "bad mask"))
+    found = evaluate(ROWS.values(), read_labels(path, find, ROWS), ["red", "blue"])
+    assert (found.accuracy.value, found.accuracy.count) == (0.5, 2)
+
+
+def test_lines_that_a_spreadsheet_left_empty_say_nothing(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("file_name;item;verdict\na;red;right\n;;\n")
+    assert told(path) == {"a": "red"}
+
+
+def test_labels_are_a_sample_as_far_as_the_pages_order_has_no_gap():
+    ordered = sorted(ROWS, key=source_digest)
+    assert count_strays(labels(**dict.fromkeys(ordered[:3], "red")), ROWS) == 0
+    assert count_strays(labels(**dict.fromkeys(ordered, "red")), ROWS) == 0
+    gap = dict.fromkeys([ordered[0], *ordered[2:4]], "red")
+    assert count_strays(labels(**gap), ROWS) == 2
+    assert count_strays(replace(labels(**gap), bad_masks=frozenset(ordered[1:2])), ROWS) == 0
+
+
+def test_a_look_is_another_with_other_labels_or_another_target():
+    looks = [to_look(labels(a=item), target) for item in ("red", None) for target in (0.9, 0.95)]
+    assert len(set(looks)) == 4
+    assert to_look(labels(a="red", b=None), 0.9) == to_look(labels(b=None, a="red"), 0.9)
 
 
 def test_a_folder_of_class_folders_is_read(tmp_path):

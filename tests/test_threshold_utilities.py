@@ -94,6 +94,21 @@ def test_the_promise_is_broken_at_most_as_often_as_it_says(name):
     assert sum(precision < target for _, precision in draw(name, DRAWS)) <= 50
 
 
+def test_the_promise_holds_however_often_one_looks():
+    """Labels are added, 100 at a time, until a threshold is found: without a precise one, that is by chance."""
+    generator = np.random.default_rng(1)
+    scores, broken = np.linspace(0, 1, 20_000), 0
+    for _ in range(200):
+        order, right = generator.permutation(len(scores))[:1200], generator.random(len(scores)) < 0.895
+        for look, count in enumerate(range(100, 1300, 100), 1):
+            some = order[:count]
+            found = find_threshold(scores, scores[some], right[some], target=0.9, look=look).threshold
+            if found is not None:
+                broken += right[scores >= found].mean() < 0.9
+                break
+    assert broken <= 10
+
+
 @pytest.mark.parametrize(("name", "share"), [("calibrated", 0.9), ("over-confident", 0.7)])
 def test_most_photos_are_kept_where_the_labels_are_good(name, share):
     assert np.median([found.kept_share for found, _ in draw(name, 100)]) > share
