@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -95,8 +96,26 @@ def find_checkpoint(
         path = checkpoints_dir / public[model].file_name
         _download(public[model], path, flag=flag, show_progress=show_progress)
         return path
-    raise CheckpointError(
-        f"{flag} {model}: no such model: neither a file, nor {checkpoints_dir / model}.pt; "
+    raise _unknown(model, public, flag, checkpoints_dir)
+
+
+def check_model(
+    model: str, public: Mapping[str, PublicCheckpoint], *, flag: str, checkpoints_dir: Path = CHECKPOINTS_DIR
+) -> None:
+    """Says before anything is downloaded what `find_checkpoint` would say of a model that there is not.
+
+    Raises:
+        CheckpointError: There is no such model.
+    """
+    if model not in public and not is_present(model, public, checkpoints_dir):
+        raise _unknown(model, public, flag, checkpoints_dir)
+
+
+def _unknown(model: str, public: Mapping[str, PublicCheckpoint], flag: str, checkpoints_dir: Path) -> CheckpointError:
+    near = difflib.get_close_matches(model, public, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return CheckpointError(
+        f"{flag} {model}: no such model: neither a file, nor {checkpoints_dir / model}.pt; {hint}"
         f"known by name: {', '.join(public)}"
     )
 

@@ -168,6 +168,11 @@ def test_an_undo_takes_no_other_photos_name(output, tmp_path):
     assert {(output / each["file_name"]).read_text() == source for source, each in found.items()} == {True}
 
 
+def test_corrections_of_another_output_are_refused(output, tmp_path):
+    with pytest.raises(ConfigError, match=r"is about none of the photos of .*; name its --output"):
+        apply_corrections(read_finished(output), corrections(tmp_path, ("red/x.png", "red", "right")))
+
+
 def test_a_name_that_no_photo_has_is_counted_and_said(output, tmp_path, caplog):
     counts = apply_corrections(read_finished(output), corrections(tmp_path, ("red/x.png", "red", "right"), LINES[0]))
     assert (counts["unknown"], counts["right"]) == (1, 1)

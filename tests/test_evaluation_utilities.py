@@ -22,6 +22,7 @@ from evaluation_utilities import (
     judge,
     print_evaluation,
     read_labels,
+    spell_items,
     to_dict,
     to_look,
     wilson_interval,
@@ -120,6 +121,18 @@ def test_labels_are_a_sample_as_far_as_the_pages_order_has_no_gap():
     gap = dict.fromkeys([ordered[0], *ordered[2:4]], "red")
     assert count_strays(labels(**gap), ROWS) == 2
     assert count_strays(replace(labels(**gap), bad_masks=frozenset(ordered[1:2])), ROWS) == 0
+
+
+def test_capitals_do_not_make_another_item_and_strange_words_are_counted():
+    found, strange = spell_items(labels(a="RED", b="grey", c="grey", d=None, e="green"), ["red", "gray", "green"])
+    assert {name: each.item for name, each in found.said.items()} == {
+        "a": "red",
+        "b": "grey",
+        "c": "grey",
+        "d": "",
+        "e": "green",
+    }
+    assert strange == {"grey": 2}
 
 
 def test_a_look_is_another_with_other_labels_or_another_target():

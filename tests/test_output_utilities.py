@@ -17,11 +17,11 @@ from errors import OutputError
 from feature_utilities import read_features
 from folder_utilities import check_output, sibling
 from mask_utilities import cut_out
-from output_utilities import OutputFolder
+from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
 from program import peak_of
 from prompt_utilities import Label
-from record_utilities import Thresholds, photo_record, write_atomically
+from record_utilities import RUN, Thresholds, photo_record, write_atomically
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -53,6 +53,29 @@ def rows(path):
 
 def tree(path):
     return sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [
+        ({"min_margin": None}, "was 0.25, is null; add --min-margin 0.25 to go on as before, or add --relabel and"),
+        ({"items": ["b"]}, 'was ["a"], is ["b"]; add --relabel and --config (or --preset) to sort what is there anew'),
+        ({"items": ["b"], "crop": True}, "crop was null, is true; name another --output, or add --overwrite"),
+    ],
+)
+def test_who_goes_on_with_other_settings_is_told_what_helps(tmp_path, wanted, remedy):
+    earlier = {"items": ["a"], "min_margin": 0.25, "clip_weights": "x"}
+    (tmp_path / RUN).write_text(json.dumps(earlier))
+    asked = {key: value for key, value in (earlier | wanted).items() if value is not None}
+    with pytest.raises(OutputError) as caught:
+        refuse_other_settings(tmp_path, asked)
+    assert remedy in str(caught.value)
+
+
+def test_what_is_not_known_yet_is_no_other_setting(tmp_path):
+    (tmp_path / RUN).write_text(json.dumps({"items": ["a"], "clip_weights": "x"}))
+    refuse_other_settings(tmp_path, {"items": ["a"]}, unknown=["clip_weights"])
+    refuse_other_settings(tmp_path / "new", {"items": ["a"]})
 
 
 def test_a_photo_becomes_a_png_and_a_record(tmp_path):
