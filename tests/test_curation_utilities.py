@@ -206,6 +206,21 @@ def test_a_name_of_two_photos_means_none(output):
     assert read_finished(output).find(["a.png", "a", "blue/a.png"]) == {"blue/a.png": "a.webp"}
 
 
+def test_a_file_name_means_its_photo_whatever_another_photo_is_called_in_the_dataset(output):
+    with (output / METADATA).open("a") as file:
+        file.write(json.dumps(row("red/a.png", "blue")) + "\n")
+    (output / "blue" / "red").mkdir()
+    (output / "blue" / "red" / "a.png").write_text("red/a.png")
+    assert read_finished(output).find(["red/a.png"]) == {"red/a.png": "a.jpg"}
+
+
+def test_an_earlier_name_of_a_photo_that_is_gone_means_none(output, tmp_path):
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "green", "wrong")))
+    assert read_finished(output).find(["red/a.png"]) == {"red/a.png": "a.jpg"}
+    (output / "green" / "a.png").unlink()
+    assert read_finished(output).find(["red/a.png"]) == {}
+
+
 def test_two_photos_of_one_name_do_not_meet_in_one_folder(output, tmp_path):
     with (output / METADATA).open("a") as file:
         file.write(json.dumps(row("a.webp", "blue", file_name="blue/a.png")) + "\n")
@@ -215,6 +230,43 @@ def test_two_photos_of_one_name_do_not_meet_in_one_folder(output, tmp_path):
     contents = {path.read_text() for path in (output / "green").iterdir()}
     assert contents == {"a.jpg", "a.webp"}
     assert {(output / each["file_name"]).read_text() == source for source, each in records(output).items()} == {True}
+
+
+def test_an_output_knows_its_settings_after_each_change_of_them(output):
+    finished = read_finished(output)
+    for probability in (0.7, 0.2, 0.0):
+        set_thresholds(finished, Thresholds(item_probability=probability), by="a test")
+        assert finished.thresholds == read_finished(output).thresholds == Thresholds(item_probability=probability)
+
+
+def test_a_photo_that_stays_with_its_item_keeps_its_name(output, tmp_path):
+    with (output / METADATA).open("a") as file:
+        file.write(json.dumps(row("a.webp", "blue", file_name="blue/a.png")) + "\n")
+    (output / "blue" / "a.png").write_text("a.webp")
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "", "right")))
+    assert (records(output)["a.jpg"]["file_name"], records(output)["a.jpg"]["label_source"]) == ("red/a.png", "human")
+
+
+def test_an_output_that_was_strict_is_so_afterwards(output, tmp_path):
+    settings = json.loads((output / RUN).read_text())
+    (output / RUN).write_text(json.dumps({**settings, "strict": True}))
+    doubted = row("d.jpg", flags=["view"])
+    (output / METADATA).write_text(json.dumps(doubted) + "\n")
+    (output / "red" / "d.png").touch()
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/d.png", "", "bad mask")))
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/d.png", "blue", "wrong")))
+    assert read_finished(output).thresholds.strict
+    assert records(output)["d.jpg"]["flags"] == ["view"]
+
+
+def test_undoing_leaves_what_has_changed_since(output, tmp_path, caplog):
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "green", "wrong"), LINES[1]))
+    changed = {**records(output)["a.jpg"], "prompt": "another"}
+    lines = [changed if each["source"] == "a.jpg" else each for each in rows(output / METADATA)]
+    (output / METADATA).write_text("".join(json.dumps(each) + "\n" for each in lines))
+    undo(read_finished(output))
+    assert records(output)["a.jpg"] == changed
+    assert "1 of 2 records have changed since; they stay" in caplog.text
 
 
 def test_thresholds_sort_photos_into_review_and_back(output, tmp_path):
@@ -314,6 +366,17 @@ def test_what_a_human_has_said_stays_where_the_item_is_still_one(output, tmp_pat
     )
     assert (found["sub/b.jpg"]["label"], found["sub/b.jpg"]["label_source"]) == ("navy", "model")  # green is gone
     assert found["c.jpg"]["flags"] == []  # it was not wrong of being navy
+
+
+def test_a_second_opinion_stays_as_long_as_the_label_that_it_is_on(output):
+    lines = [{**each, "flags": ["small", "view", "colour"]} for each in rows(output / METADATA)]
+    (output / METADATA).write_text("".join(json.dumps(each) + "\n" for each in lines))
+    keep_features(output, a_jpg=[9, 0, 0, 0], c_jpg=[9, 0, 0, 0], **{"sub/b_jpg": [9, 0, 0, 0]})
+    finished = read_finished(output)
+    relabel(finished, Model(ITEMS), thresholds=Thresholds(), settings=finished.settings, by="a test")
+    found = {source: (each["label"], each["flags"]) for source, each in records(output).items()}
+    assert found["a.jpg"] == found["sub/b.jpg"] == ("red", ["small", "view", "colour"])
+    assert found["c.jpg"] == ("red", ["small"])
 
 
 def test_photos_without_features_are_named(output):

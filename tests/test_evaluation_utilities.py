@@ -188,6 +188,12 @@ def test_intervals_are_wilsons(hits, count, low, high):
     assert wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
 
 
+def test_no_rounding_takes_an_interval_out_of_0_to_1():
+    for count in range(1, 300):
+        assert wilson_interval(0, count)[0] >= 0
+        assert wilson_interval(count, count)[1] <= 1
+
+
 TRUTH = {"a": "red", "b": "blue", "c": "blue", "d": None, "e": "green"}
 
 
@@ -217,6 +223,11 @@ def test_calibration_is_the_mean_gap_between_promise_and_truth():
     ]
     gaps = [abs(0.25 - 1), abs(0.45 - 0), 2 * abs(0.85 - 0.5), abs(0.95 - 1)]
     assert found.expected_calibration_error == pytest.approx(sum(gaps) / 5)
+
+
+def test_the_last_bin_holds_what_is_certain():
+    found = evaluate([{**ROWS["a"], "item_probability": 1.0}, ROWS["b"]], labels(a="red", b="red"), ["red"])
+    assert [(each.low, each.high, each.mean_probability) for each in found.bins] == [(0.8, 0.9, 0.85), (0.9, 1.0, 1.0)]
 
 
 def test_an_item_that_the_run_does_not_have_is_another():
@@ -288,6 +299,39 @@ def test_of_many_items_the_confusions_are_named():
     console = Console(file=io.StringIO(), width=100)
     print_evaluation(console, evaluate(rows, labels(**dict(itertools.pairwise(items))), items))
     assert "  item 1 taken for item 0: 1" in console.file.getvalue()
+
+
+def test_the_most_frequent_confusions_are_named_first():
+    items = [f"item {number:02}" for number in range(14)]
+    taken = [(item, "item 00") for item in items[1:]] + [("item 13", "item 00")] * 2 + [("item 12", "item 00")]
+    rows = [{**ROWS["a"], "source": f"{number}", "model_label": item} for number, (_, item) in enumerate(taken)]
+    console = Console(file=io.StringIO(), width=100)
+    truth = {f"{number}": item for number, (item, _) in enumerate(taken)}
+    print_evaluation(console, evaluate(rows, labels(**truth), items))
+    lines = [line.strip() for line in console.file.getvalue().splitlines() if "taken for" in line]
+    assert lines[:3] == [
+        "item 13 taken for item 00: 3",
+        "item 12 taken for item 00: 2",
+        "item 01 taken for item 00: 1",
+    ]
+    assert len(lines) == 10
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_a_matrix_of_eight_items_is_printed_whole(count):
+    items = [f"item {number}" for number in range(count)]
+    rows = [{**ROWS["a"], "source": item, "model_label": item} for item in items]
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(console, evaluate(rows, labels(**dict(zip(items, items, strict=True))), items))
+    assert ("was taken for" in console.file.getvalue()) == (count == 8)
+
+
+def test_the_bars_of_the_reliability_diagram_are_as_high_as_the_labels_are_right():
+    found = measured()
+    _, *bars = ElementTree.fromstring(draw_reliability(found)).findall("{*}rect")
+    lowest = {float(bar.get("y")) + float(bar.get("height")) for bar in bars}
+    assert lowest == {34 + 300}
+    assert [float(bar.get("height")) for bar in bars] == [300 * each.accuracy.value for each in found.bins]
 
 
 def test_the_confusion_matrix_is_a_csv_too(tmp_path):

@@ -16,6 +16,7 @@ from focus_utilities import (
     grid_points,
     mask_scores,
     parse_focus,
+    pixel_at,
     read_points,
     row_focus,
 )
@@ -266,3 +267,8 @@ def test_places_are_measured_along_both_sides_of_the_frame():
     logits = torch.full((1, 50, 200), -5.0)
     logits[:, 10:40, 150:200] = 5
     assert mask_scores(logits, torch.ones(1)).item() == pytest.approx(math.sqrt(1 - 75 / math.hypot(100, 25)))
+
+
+def test_a_position_falls_on_the_pixel_that_it_lies_in():
+    assert pixel_at(5.9, 0.2, 10, 10) == (5, 0)
+    assert pixel_at(10.0, 9.99, 10, 10) == (9, 9)
