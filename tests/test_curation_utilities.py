@@ -266,7 +266,7 @@ def test_undoing_leaves_what_has_changed_since(output, tmp_path, caplog):
     (output / METADATA).write_text("".join(json.dumps(each) + "\n" for each in lines))
     undo(read_finished(output))
     assert records(output)["a.jpg"] == changed
-    assert "1 of 2 records have changed since; they stay" in caplog.text
+    assert "changed since, and left so: 1 of 2 records" in caplog.text
 
 
 def test_thresholds_sort_photos_into_review_and_back(output, tmp_path):

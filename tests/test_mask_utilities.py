@@ -456,6 +456,14 @@ def test_soft_edges_take_the_subjects_colour_and_no_trace_of_the_background():
     assert np.abs(colours[inner] - (200, 30, 30)).max() < 0.15 * 170
 
 
+def test_a_thin_part_keeps_its_colour_where_a_flat_side_ends_the_subject():
+    """A red body with a blue aerial, as wide as the subject: the side of its box is no edge of unknown width."""
+    image, alpha = np.full((80, 150, 3), 128, np.uint8), np.zeros((80, 150), np.uint8)
+    alpha[19:61, 9:91], alpha[20:60, 10:90], alpha[40:42, 91:140] = 128, 255, 200
+    image[alpha > 0], image[40:42, 91:140] = (200, 20, 20), (20, 20, 220)
+    assert (subject_colours(image, alpha)[40:42, 120:140] == (20, 20, 220)).all()
+
+
 def test_the_corner_of_a_soft_edge_takes_the_subjects_colour_too():
     rows, columns = np.indices((40, 40))
     alpha = np.clip(255 - 40 * (np.maximum(abs(rows - 20), abs(columns - 20)) - 10), 0, 255).astype(np.uint8)

@@ -53,6 +53,13 @@ def test_a_precision_that_is_just_the_target_keeps_the_promise(right):
     assert find_threshold(scores, scores, np.arange(100) < right - 1, target=right / 100).threshold is None
 
 
+def test_of_a_run_that_is_labelled_whole_even_a_few_sure_photos_are_kept():
+    scores = np.repeat([0.9, 0.8, 0.7, 0.6], [8, 19, 11, 51])
+    right = np.concatenate([np.arange(count) < hits for count, hits in ((8, 8), (19, 8), (11, 11), (51, 38))])
+    found = find_threshold(scores, scores, right, target=0.9)
+    assert (found.threshold, found.kept, found.right) == (0.9, 8, 8)
+
+
 def test_photos_of_equal_score_are_kept_or_left_together():
     scores = np.repeat([0.5, 0.9], [400, 600])
     found = find_threshold(scores, scores, scores > 0.6, target=0.99)
@@ -63,7 +70,7 @@ def test_a_failed_test_hands_no_error_probability_on():
     scores = np.repeat([0.9, 0.8, 0.7], [600, 200, 1200])  # 600 of 600 are right, 600 of 800, 1800 of 2000
     found = find_threshold(scores, scores[::2], scores[::2] != 0.8, target=0.8)
     assert (found.threshold, found.labelled, found.right) == (0.7, 1000, 900)
-    assert found.lower_bound == precision_bound(900, 1000, 2000, level=0.05 / 3)  # of three tests, each its own
+    assert found.lower_bound == precision_bound(900, 1000, 2000, level=0.05 / 2 / 3)  # of three tests, each its own
 
 
 def calibrated(scores):
