@@ -40,6 +40,9 @@ const sam2vit = (() => {
     return made;
   }
 
+  // A name, which may run from right to left, or turn what follows it.
+  const bdi = (text) => element("bdi", { text });
+
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const urlOf = (folder, path) => folder + path.split("/").map(encodeURIComponent).join("/");
@@ -204,7 +207,10 @@ const sam2vit = (() => {
 
   function readHash() {
     const given = new URLSearchParams(location.hash.slice(1));
-    for (const name of FIELDS) byId(name).value = given.get(name) ?? DEFAULTS[name] ?? "";
+    for (const name of FIELDS) {
+      byId(name).value = given.get(name) ?? DEFAULTS[name] ?? "";
+      if (byId(name).selectedIndex < 0) byId(name).value = DEFAULTS[name] ?? ""; // an item that is there no longer
+    }
   }
 
   function writeHash() {
@@ -234,8 +240,8 @@ const sam2vit = (() => {
       loadAll(filter);
       return;
     }
-    const item = byId("item").value === "" ? -1 : Number(byId("item").value);
-    const flag = byId("flag").value === "" ? 0 : 1 << Number(byId("flag").value);
+    const item = byId("item").value === "" ? -1 : report.items.indexOf(byId("item").value);
+    const flag = byId("flag").value === "" ? 0 : 1 << report.flags.indexOf(byId("flag").value);
     const low = byId("low").value === "" ? 0 : Number(byId("low").value);
     const high = byId("high").value === "" ? 1 : Number(byId("high").value);
     const reviewed = byId("reviewed").value;
@@ -270,7 +276,8 @@ const sam2vit = (() => {
     for (const cell of cells.values()) cell.remove();
     cells.clear();
     byId("viewport").querySelector(".none")?.remove();
-    if (!view.length) byId("viewport").append(element("p", { className: "none", text: "No photo passes these filters." }));
+    const none = columns.item.length ? "No photo passes these filters." : "This output has no photos.";
+    if (!view.length) byId("viewport").append(element("p", { className: "none", text: none }));
     draw();
     showProgress();
     if (byId("details").open) showDetails();
@@ -312,7 +319,7 @@ const sam2vit = (() => {
     const cell = element("div", { className: "cell", role: "option", id: `photo-${number}` },
       element("div", { className: "picture" }, cut, photo),
       element("div", { className: "caption" },
-        element("span", { className: "label", text: itemOf(number) }),
+        element("span", { className: "label" }, bdi(itemOf(number))),
         element("span", { className: "sure", text: percent(columns.probability[number]) })),
       element("div", { className: "note" }),
     );
@@ -335,7 +342,7 @@ const sam2vit = (() => {
     const name = row ? row.source : "";
     const flags = flagsOf(number);
     const note = cell.querySelector(".note");
-    note.textContent = flags.length ? flags.join(", ") : name;
+    note.replaceChildren(flags.length ? flags.join(", ") : bdi(name));
     note.classList.toggle("flagged", flags.length > 0);
     const said = describeVerdict(verdicts.get(columns.id[number]));
     cell.querySelector(".verdict")?.remove();
@@ -373,7 +380,7 @@ const sam2vit = (() => {
     }
     withRow(number, (row) => {
       if (number !== view[position]) return;
-      byId("details-title").textContent = `${itemOf(number)}: ${row.source}`;
+      byId("details-title").replaceChildren(bdi(itemOf(number)), ": ", bdi(row.source));
       const said = describeVerdict(verdicts.get(columns.id[number]));
       byId("details-verdict").textContent = said ? said[1] : "";
       byId("details-verdict").className = said ? said[0] : "";
@@ -421,23 +428,23 @@ const sam2vit = (() => {
     const facts = [
       ["probability of the item", percent(columns.probability[number])],
       ["lead over the next", percent(columns.margin[number])],
-      ["prompt", row.prompt],
+      ["prompt", bdi(row.prompt)],
       ["mask score", score === null ? "not cut" : score.toFixed(3)],
       ["mask area", area === null ? "not cut" : percent(area)],
       ["flags", flagsOf(number).join(", ") || "none"],
       ["label by", columns.human[number] ? "a human" : "the model"],
-      ["photo", `${row.source}, ${row.width} x ${row.height}`],
-      ["cut-out", row.name],
+      ["photo", bdi(row.source), `, ${row.width} x ${row.height}`],
+      ["cut-out", bdi(row.name)],
     ];
     byId("numbers").replaceChildren(
-      ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]),
+      ...facts.flatMap(([name, ...value]) => [element("dt", { text: name }), element("dd", {}, ...value)]),
     );
     byId("top").tBodies[0].replaceChildren(
       ...row.top.map(([item, probability]) => {
         const bar = element("span");
         bar.style.width = percent(probability);
         return element("tr", {},
-          element("th", { scope: "row", text: item }),
+          element("th", { scope: "row" }, bdi(item)),
           element("td", { className: "graph" }, bar),
           element("td", { className: "number", text: percent(probability) }));
       }),
@@ -472,7 +479,7 @@ const sam2vit = (() => {
     choices.sort((one, other) => starts(other) - starts(one) || probable.indexOf(other) - probable.indexOf(one));
     chosen = 0;
     byId("choice-list").replaceChildren(
-      ...choices.map((item, place) => element("li", { role: "option", id: `choice-${place}`, text: item })),
+      ...choices.map((item, place) => element("li", { role: "option", id: `choice-${place}` }, bdi(item))),
     );
     markChoice();
   }
@@ -544,7 +551,7 @@ const sam2vit = (() => {
     document.title = `${report.title}: sam2vit report`;
     byId("facts").replaceChildren(
       ...[...report.facts, ["this page", report.made]].flatMap(([name, value]) =>
-        [element("dt", { text: name }), element("dd", { text: value })]),
+        [element("dt", { text: name }), element("dd", {}, bdi(value))]),
     );
   }
 
@@ -553,11 +560,11 @@ const sam2vit = (() => {
     byId("failures-box").hidden = total === 0;
     byId("failures-count").textContent = `${plural(total, "photo")} failed`;
     for (const group of report.failures) {
-      const list = element("ul", {}, ...group.sources.map((source) => element("li", { text: source })));
+      const list = element("ul", {}, ...group.sources.map((source) => element("li", {}, bdi(source))));
       if (group.count > group.sources.length) {
         list.append(element("li", { text: `and ${group.count - group.sources.length} more in failures.jsonl` }));
       }
-      byId("failures").append(element("h2", { className: "small", text: `${group.count} in ${group.stage}: ${group.reason}` }), list);
+      byId("failures").append(element("h2", { className: "small" }, `${group.count} in ${group.stage}: `, bdi(group.reason)), list);
     }
   }
 
@@ -570,12 +577,12 @@ const sam2vit = (() => {
 
   function itemChart() {
     const shownItems = report.items
-      .map((item, index) => [item, index, ...report.per_item[index]])
-      .filter(([, , output, review]) => output + review > 0)
-      .sort((one, other) => other[2] + other[3] - one[2] - one[3]);
-    const most = Math.max(1, ...shownItems.map(([, , output, review]) => output + review));
+      .map((item, index) => [item, ...report.per_item[index]])
+      .filter(([, output, review]) => output + review > 0)
+      .sort((one, other) => other[1] + other[2] - one[1] - one[2]);
+    const most = Math.max(1, ...shownItems.map(([, output, review]) => output + review));
     const svg = canvas(310, 19 * shownItems.length, "group", "Photos by item");
-    shownItems.forEach(([item, index, output, review], place) => {
+    shownItems.forEach(([item, output, review], place) => {
       const top = 19 * place;
       const link = drawn("a", { role: "button", tabindex: "0" });
       const short = item.length > 17 ? `${item.slice(0, 16)}…` : item;
@@ -587,7 +594,7 @@ const sam2vit = (() => {
         drawn("text", { x: 120 + (150 * (output + review)) / most, y: top + 13 }, (output + review).toLocaleString("en")),
       );
       const choose = () => {
-        byId("item").value = String(index);
+        byId("item").value = item;
         filter();
       };
       link.addEventListener("click", choose);
@@ -676,7 +683,7 @@ const sam2vit = (() => {
     byId("evaluation-box").hidden = !found && !report.pictures.length;
     if (found?.accuracy) {
       const body = (found.items || []).map((each) =>
-        element("tr", {}, element("th", { scope: "row", text: each.item }),
+        element("tr", {}, element("th", { scope: "row" }, bdi(each.item)),
           ...[interval(each.precision), interval(each.recall), String(each.support ?? "")].map((text) =>
             element("td", { className: "number", text }))));
       const head = ["item", "precision", "recall", "labels"].map((text, place) =>
@@ -690,8 +697,8 @@ const sam2vit = (() => {
     byId("evaluation").append(...report.pictures.map((each) => element("img", { src: each.src, alt: each.alt })));
   }
 
-  function fillSelect(id, all, names, order) {
-    const options = order.map((index) => element("option", { value: String(index), text: names[index] }));
+  function fillSelect(id, all, names) {
+    const options = names.map((name) => element("option", { value: name, text: name }));
     byId(id).replaceChildren(element("option", { value: "", text: all }), ...options);
   }
 
@@ -723,7 +730,7 @@ const sam2vit = (() => {
     byId("details").addEventListener("close", () => select(position));
     byId("choice-text").addEventListener("input", showChoices);
     byId("choice-text").addEventListener("keydown", onChoiceKey);
-    byId("choice-list").addEventListener("click", (event) => takeChoice([...byId("choice-list").children].indexOf(event.target)));
+    byId("choice-list").addEventListener("click", (event) => takeChoice([...byId("choice-list").children].indexOf(event.target.closest("li"))));
     document.addEventListener("keydown", onKey);
   }
 
@@ -733,9 +740,8 @@ const sam2vit = (() => {
     chunks = new Array(Math.ceil(columns.item.length / report.chunk));
     columns.id.forEach((id, number) => numberById.set(id, number));
     readVerdicts();
-    const used = report.items.map((_, place) => place).filter((place) => report.per_item[place].some(Boolean));
-    fillSelect("item", "all items", report.items, used);
-    fillSelect("flag", "any or none", report.flags, report.flags.map((_, place) => place));
+    fillSelect("item", "all items", report.items.filter((_, place) => report.per_item[place].some(Boolean)));
+    fillSelect("flag", "any or none", report.flags);
     byId("low").value = byId("high").value = "";
     showCounts();
     showFailures();

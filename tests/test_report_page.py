@@ -331,6 +331,35 @@ def test_photos_are_reviewed_with_keys_and_the_verdicts_saved(page):
     assert errors(page) == []
 
 
+def test_the_address_names_items_and_flags(browser, tmp_path):
+    rows = [row("a.jpg", "b&w #1", 0.1, "small"), row("b.jpg", "red", 0.2, "borders")]
+    path = make_report(tmp_path, rows, ["b&w #1", "red"], draw=False)
+    open_page(browser, path)
+    choose(browser, "item", "b&w #1")
+    choose(browser, "flag", "small")
+    shows(browser, "shown", "1 of 2 photos")
+    address = browser.current_url
+    make_report(tmp_path, rows[::-1], ["red", "b&w #1"], draw=False)
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, lambda: cells(browser))
+    assert names(browser) == ["a.jpg"]
+    make_report(tmp_path, rows[1:], ["red"], draw=False)
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, lambda: cells(browser))  # of all items: that one is there no longer
+    assert browser.find_element(By.ID, "item").get_property("selectedIndex") == 0
+    browser.get_log("browser")
+
+
+def test_an_output_without_photos_says_so(browser, tmp_path):
+    browser.get(make_report(tmp_path, []).as_uri())
+    shows(browser, "viewport", "This output has no photos")
+    for key in ("r", "c", "u", Keys.ENTER, Keys.END):
+        browser.find_element(By.TAG_NAME, "body").send_keys(key)
+    assert errors(browser) == []
+
+
 def test_the_mouse_does_what_the_keys_do(page):
     names(page)
     cells(page)[0].click()
@@ -347,7 +376,7 @@ def test_the_mouse_does_what_the_keys_do(page):
 def test_a_bar_of_an_item_filters_by_keyboard_too(page):
     page.find_element(By.CSS_SELECTOR, ".items a").send_keys(Keys.ENTER)
     shows(page, "shown", "5 of 13 photos")
-    assert page.find_element(By.ID, "item").get_attribute("value") == "2"
+    assert page.find_element(By.ID, "item").get_attribute("value") == "blue"
 
 
 def test_help_names_the_keys(page):
@@ -378,6 +407,31 @@ def test_no_name_acts_on_the_page(browser, tmp_path):
     assert {line["file_name"] for line in lines} == {each["file_name"] for each in rows}
     assert {line["item"] for line in lines} == {HOSTILE_ITEM}
     browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_a_name_turns_nothing_but_itself(browser, tmp_path):
+    turned = "\u202egpj.exe.jpg"
+    open_page(browser, make_report(tmp_path, [row(turned, "red", 0.5)], draw=False))
+    names(browser)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ENTER)
+    shows(browser, "numbers", "96 x 64")
+    # Where a character stands on the line: what follows the name stays on its right.
+    script = """
+    const found = [...document.querySelectorAll("#numbers dd")].find(each => each.textContent.includes(" x "));
+    const [name, size] = ["g", "9"].map(character => {
+      for (const walker = document.createTreeWalker(found, NodeFilter.SHOW_TEXT); walker.nextNode();) {
+        const place = walker.currentNode.data.indexOf(character), range = document.createRange();
+        if (place < 0) continue;
+        range.setStart(walker.currentNode, place);
+        range.setEnd(walker.currentNode, place + 1);
+        return range.getBoundingClientRect().left;
+      }
+    });
+    return [name, size, found.getBoundingClientRect().left];
+    """
+    name, size, left = browser.execute_script(script)
+    assert left < name < size
+    browser.get_log("browser")
 
 
 def test_its_benchmark_runs_from_end_to_end(monkeypatch, capsys):
