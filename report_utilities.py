@@ -70,7 +70,7 @@ def write_report(
     summary = _Summary(items)
     shown, sample_ends = _choose(map(summary.add, rows))
     index = {
-        "key": hashlib.sha256(os.fsencode(_absolute(places.output))).hexdigest()[:16],
+        "key": _digest(os.fsencode("\0".join(map(_absolute, (places.output, dataset_dir))))),
         "title": places.output.name,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "facts": list(facts.items()),
@@ -215,7 +215,6 @@ def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
     return {
         "name": row["file_name"],
         "source": row["source"],
-        "label": row["label"],
         "prompt": row["prompt"],
         "top": [[each["item"], each["probability"]] for each in row["top_items"]],
         "width": row["width"],
@@ -250,6 +249,10 @@ def _to_script(value: Any) -> str:
     """Returns a value as JSON that stands safely in a script, whatever names it holds."""
     # ASCII: neither line separators nor halves of surrogate pairs; and nothing that HTML knows.
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _absolute(folder: Place) -> str:

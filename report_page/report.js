@@ -10,14 +10,15 @@ const sam2vit = (() => {
 
   let report = null;
   let columns = null;
-  let chunks = []; // of rows; undefined before they are asked for, null while they are loaded
+  let chunks = []; // of rows; undefined before they are asked for, null while they are loaded, false if that failed
   let waiting = new Map(); // chunk -> what is to be done when it has come
   let view = []; // the numbers of the photos that the filters let pass, in order
   let shuffled = null;
   let position = 0; // in the view, of the selected photo
   let focusWanted = false;
   let texts = null; // of all rows in lower case, once the text filter has asked for them
-  let verdicts = new Map(); // id -> {verdict, item, name}
+  let verdicts = new Map(); // id -> {verdict, item, label, name, source}; the label that it is about, not a later one
+  let unstored = new Set(); // ids of the verdicts that the storage had no room for
   let history = [];
   let numberById = new Map();
   const cells = new Map(); // number -> element
@@ -43,6 +44,10 @@ const sam2vit = (() => {
   // A name, which may run from right to left, or turn what follows it.
   const bdi = (text) => element("bdi", { text });
 
+  const write = (node, text) => {
+    if (node.textContent !== text) node.textContent = text; // else a screen reader would say it again
+  };
+
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const urlOf = (folder, path) => folder + path.split("/").map(encodeURIComponent).join("/");
@@ -67,6 +72,8 @@ const sam2vit = (() => {
     else load(Math.floor(number / report.chunk), () => then(rowOf(number)));
   }
 
+  const fileOf = (chunk) => `data/rows-${String(chunk).padStart(4, "0")}.js`;
+
   function load(chunk, then = () => {}) {
     if (chunks[chunk]) {
       then();
@@ -75,12 +82,13 @@ const sam2vit = (() => {
     waiting.set(chunk, [...(waiting.get(chunk) || []), then]);
     if (chunks[chunk] === null) return;
     chunks[chunk] = null;
-    const script = document.createElement("script");
-    script.src = `data/rows-${String(chunk).padStart(4, "0")}.js`;
-    script.onerror = () => {
-      chunks[chunk] = undefined;
+    const script = element("script", { src: fileOf(chunk) });
+    script.onload = script.onerror = () => {
+      if (chunks[chunk] !== null) return;
+      chunks[chunk] = false;
       waiting.delete(chunk);
-      byId("shown").textContent = `${script.getAttribute("src")} can't be read: build the report again`;
+      showCount();
+      showWarnings();
     };
     document.head.append(script);
   }
@@ -108,29 +116,68 @@ const sam2vit = (() => {
 
   // Verdicts
 
+  // The browser's, which the tabs of a report share; where that is blocked, an object that goes with the page.
+  const stored = openStorage();
+  const storage = stored || {};
   const storageKey = (id) => `sam2vit:${report.key}:${id}`;
+  const storedIds = () => {
+    const prefix = storageKey("");
+    return Object.keys(storage).filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));
+  };
+
+  function openStorage() {
+    try {
+      return window.localStorage;
+    } catch { // SecurityError
+      return null;
+    }
+  }
 
   function readVerdicts() {
-    const prefix = storageKey("");
-    for (let place = 0; place < localStorage.length; place += 1) {
-      const key = localStorage.key(place);
-      if (!key.startsWith(prefix)) continue;
-      const [verdict, item, name] = JSON.parse(localStorage.getItem(key));
-      verdicts.set(key.slice(prefix.length), { verdict, item, name });
+    verdicts = new Map([...verdicts].filter(([id]) => unstored.has(id)));
+    for (const id of storedIds()) if (!unstored.has(id)) take(id, storage[storageKey(id)]);
+  }
+
+  // A verdict on another label than the photo has now is outdated, and as if it were not there.
+  function take(id, text) {
+    let said = null;
+    try {
+      said = JSON.parse(text);
+    } catch { // whoever has written it, it is no verdict
+    }
+    const number = numberById.get(id);
+    if (number !== undefined && said?.label === itemOf(number)) verdicts.set(id, said);
+    else verdicts.delete(id);
+  }
+
+  // What another tab has said.
+  function onStorage(event) {
+    const id = event.key?.slice(storageKey("").length);
+    if (event.key === null) { // all is gone
+      history = [];
+      readVerdicts();
+      redraw();
+    } else if (event.key === storageKey(id) && numberById.has(id)) {
+      unstored.delete(id);
+      history = history.filter(([each]) => each !== id);
+      take(id, event.newValue);
+      refresh(numberById.get(id));
+      showProgress();
     }
   }
 
   function keep(id, said) {
+    unstored.delete(id);
     if (said) {
       verdicts.set(id, said);
       try {
-        localStorage.setItem(storageKey(id), JSON.stringify([said.verdict, said.item, said.name]));
-      } catch {
-        byId("shown").textContent = "This browser has no more room: save the corrections now, then clear";
+        storage[storageKey(id)] = JSON.stringify(said);
+      } catch { // QuotaExceededError
+        unstored.add(id);
       }
     } else {
       verdicts.delete(id);
-      localStorage.removeItem(storageKey(id));
+      delete storage[storageKey(id)];
     }
   }
 
@@ -139,11 +186,16 @@ const sam2vit = (() => {
     if (number === undefined) return;
     withRow(number, (row) => {
       const id = columns.id[number];
+      const label = itemOf(number);
       history.push([id, verdicts.get(id)]);
-      keep(id, { verdict, item: verdict === "right" ? itemOf(number) : item, name: row.name });
+      keep(id, { verdict, item: verdict === "right" ? label : item, label, name: row.name, source: row.source });
       const filtered = byId("reviewed").value !== "";
-      if (filtered) filter();
-      else refresh(number);
+      if (filtered) {
+        filter();
+      } else {
+        refresh(number);
+        showProgress();
+      }
       move(filtered ? 0 : 1);
     });
   }
@@ -172,13 +224,15 @@ const sam2vit = (() => {
   function toCsv() {
     const lines = [...verdicts.values()]
       .sort((one, other) => (one.name < other.name ? -1 : 1))
-      .map((said) => [said.name, said.item, said.verdict]);
-    return [["file_name", "item", "verdict"], ...lines]
+      .map((said) => [said.name, said.item, said.verdict, said.source]);
+    return [["file_name", "item", "verdict", "source"], ...lines]
       .map((line) => `${line.map((text) => quoted(toCell(text))).join(",")}\r\n`)
       .join("");
   }
 
   function save() {
+    readVerdicts();
+    redraw();
     const blob = new Blob(["\ufeff", toCsv()], { type: "text/csv;charset=utf-8" });
     const link = element("a", { href: URL.createObjectURL(blob), download: "corrections.csv" });
     link.click();
@@ -187,7 +241,7 @@ const sam2vit = (() => {
 
   function clear() {
     if (!verdicts.size || !window.confirm(`Forget ${plural(verdicts.size, "verdict")}?`)) return;
-    for (const id of [...verdicts.keys()]) keep(id, undefined);
+    for (const id of [...verdicts.keys(), ...storedIds()]) keep(id, undefined);
     history = [];
     filter();
   }
@@ -198,6 +252,19 @@ const sam2vit = (() => {
     byId("progress").value = count;
     byId("reviewed-count").textContent = `${count.toLocaleString("en")} reviewed`;
     byId("save").disabled = byId("clear").disabled = count === 0;
+    showWarnings();
+  }
+
+  function showWarnings() {
+    const failed = chunks.indexOf(false);
+    const lines = [
+      failed >= 0 && `${fileOf(failed)} can't be read: reload this page, or build the report again.`,
+      !stored && "This browser keeps nothing for this page: verdicts are lost on reload unless you save them.",
+      unstored.size &&
+        `This browser has no more room for ${plural(unstored.size, "verdict")}: save the corrections now, then clear.`,
+    ];
+    const text = lines.filter(Boolean).join("\n");
+    for (const each of document.querySelectorAll(".warning")) write(each, text);
   }
 
   // Filters
@@ -255,11 +322,15 @@ const sam2vit = (() => {
         (!text || texts[number].includes(text)),
     );
     position = Math.max(0, Math.min(position, view.length - 1));
-    byId("shown").textContent = `${view.length.toLocaleString("en")} of ${plural(columns.item.length, "photo")}`;
+    showCount();
     byId("sample-note").hidden = byId("order").value !== "random";
     byId("grid").className = byId("details").className = byId("ground").value;
     writeHash();
     redraw();
+  }
+
+  function showCount() {
+    byId("shown").textContent = `${view.length.toLocaleString("en")} of ${plural(columns.item.length, "photo")}`;
   }
 
   // The grid: only the cells that are seen, and a few around them, exist
@@ -351,7 +422,6 @@ const sam2vit = (() => {
     cell.querySelector(".photo").alt = `The photo ${name}`;
     cell.title = name;
     if (byId("details").open && number === view[position]) showDetails();
-    showProgress();
   }
 
   function select(place) {
@@ -732,6 +802,7 @@ const sam2vit = (() => {
     byId("choice-text").addEventListener("keydown", onChoiceKey);
     byId("choice-list").addEventListener("click", (event) => takeChoice([...byId("choice-list").children].indexOf(event.target.closest("li"))));
     document.addEventListener("keydown", onKey);
+    window.addEventListener("storage", onStorage);
   }
 
   function index(given) {
