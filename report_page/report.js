@@ -17,6 +17,7 @@ const sam2vit = (() => {
   let position = 0; // in the view, of the selected photo
   let focusWanted = false;
   let texts = null; // of all rows in lower case, once the text filter has asked for them
+  let rebuilt = false; // since this page was opened: other photos are in the chunks than its index says
   let verdicts = new Map(); // id -> {verdict, item, label, name, source}; the label that it is about, not a later one
   let unstored = new Set(); // ids of the verdicts that the storage had no room for
   let history = [];
@@ -79,10 +80,12 @@ const sam2vit = (() => {
       then();
       return;
     }
+    if (rebuilt) return;
     waiting.set(chunk, [...(waiting.get(chunk) || []), then]);
     if (chunks[chunk] === null) return;
     chunks[chunk] = null;
-    const script = element("script", { src: fileOf(chunk) });
+    // The build is in the address, so that a server's page gets none of an earlier build from the browser's cache.
+    const script = element("script", { src: `${fileOf(chunk)}?${report.build}` });
     script.onload = script.onerror = () => {
       if (chunks[chunk] !== null) return;
       chunks[chunk] = false;
@@ -93,7 +96,11 @@ const sam2vit = (() => {
     document.head.append(script);
   }
 
-  function rows(chunk, list) {
+  function rows(build, chunk, list) {
+    if (build !== report.build) {
+      rebuilt = true;
+      return;
+    }
     chunks[chunk] = list;
     const then = waiting.get(chunk) || [];
     waiting.delete(chunk);
@@ -101,6 +108,7 @@ const sam2vit = (() => {
   }
 
   function loadAll(then) {
+    if (rebuilt) return;
     const count = Math.ceil(columns.item.length / report.chunk);
     const next = (chunk) => {
       if (chunk === count) {
@@ -183,7 +191,7 @@ const sam2vit = (() => {
 
   function say(verdict, item = "") {
     const number = view[position];
-    if (number === undefined) return;
+    if (number === undefined || rebuilt) return;
     withRow(number, (row) => {
       const id = columns.id[number];
       const label = itemOf(number);
@@ -201,7 +209,7 @@ const sam2vit = (() => {
   }
 
   function undo() {
-    const last = history.pop();
+    const last = rebuilt ? undefined : history.pop();
     if (!last) return;
     const [id, before] = last;
     keep(id, before);
@@ -258,7 +266,9 @@ const sam2vit = (() => {
   function showWarnings() {
     const failed = chunks.indexOf(false);
     const lines = [
-      failed >= 0 && `${fileOf(failed)} can't be read: reload this page, or build the report again.`,
+      rebuilt
+        ? "The report was rebuilt after this page was opened: reload it. Until then it takes no verdicts."
+        : failed >= 0 && `${fileOf(failed)} can't be read: reload this page, or build the report again.`,
       !stored && "This browser keeps nothing for this page: verdicts are lost on reload unless you save them.",
       unstored.size &&
         `This browser has no more room for ${plural(unstored.size, "verdict")}: save the corrections now, then clear.`,
@@ -534,7 +544,7 @@ const sam2vit = (() => {
   let choices = [];
 
   function openChoice() {
-    if (!view.length) return;
+    if (!view.length || rebuilt) return;
     byId("choice-text").value = "";
     showChoices();
     byId("choice").showModal();

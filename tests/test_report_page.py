@@ -360,6 +360,35 @@ def many(count):
     return [row(f"{n:03}.jpg", ITEMS[n % 3], n / 1000) for n in range(count)]
 
 
+def test_a_page_that_a_build_has_overtaken_says_so_and_takes_no_verdicts(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_CHUNK", 150)
+    open_page(browser, make_report(tmp_path, many(300), draw=False))
+    names(browser)
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys("r")
+    make_report(tmp_path, [row("new.jpg", "blue", -0.5), *many(300)], draw=False)
+    body.send_keys(Keys.END)
+    wait(browser, lambda: "rebuilt" in warning(browser))
+    for key in ("w", Keys.HOME, "w", "c", "u"):
+        press(browser, key)
+    assert verdicts(browser) == {"000.jpg": "✓ right"}
+    assert [line["source"] for line in save(browser)] == ["000.jpg"]
+    reload(browser)
+    assert warning(browser) == ""
+    assert verdicts(browser) == {"000.jpg": "✓ right"}
+    browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_a_page_goes_on_when_the_same_is_built_again(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_CHUNK", 150)
+    open_page(browser, make_report(tmp_path, many(300), draw=False))
+    make_report(tmp_path, many(300), draw=False)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.END)
+    assert "299.jpg" in names(browser)
+    assert warning(browser) == ""
+    browser.get_log("browser")
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 def test_names_that_can_not_be_read_are_told_of(browser, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(report_utilities, "_CHUNK", 150)

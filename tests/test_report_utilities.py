@@ -42,7 +42,7 @@ def script(tmp_path, name, call):
 
 
 def first_rows(tmp_path, report):
-    return script(tmp_path, "rows-0000", "sam2vit.rows(0, ")
+    return script(tmp_path, "rows-0000", f'sam2vit.rows("{report["build"]}", 0, ')
 
 
 def test_photos_stand_in_the_order_of_doubt(tmp_path):
@@ -63,6 +63,25 @@ def test_photos_stand_in_the_order_of_doubt(tmp_path):
     assert report["histograms"]["margin"][8] == report["histograms"]["margin"][11] == 1
     assert report["histograms"]["probability"][15] == 3
     assert [each["source"] for each in first_rows(tmp_path, report)] == ["c", "b", "a"]
+
+
+OTHERS = {
+    "a photo more": [row("a"), row("b"), row("c")],
+    "another order": [row("a"), row("b", margin=0.4)],
+    "another label": [row("a"), row("b", "blue")],
+    "another place": [row("a"), row("b") | {"file_name": "red/b (2).png"}],
+}
+
+
+@pytest.mark.parametrize("rows", OTHERS.values(), ids=OTHERS)
+def test_a_build_has_its_photos_order_and_labels_as_its_name(tmp_path, rows):
+    first = write(tmp_path, [row("a"), row("b")])
+    chunk = (tmp_path / "out-report" / "data" / "rows-0000.js").read_bytes()
+    assert write(tmp_path, [row("a"), row("b")])["build"] == first["build"]
+    assert (tmp_path / "out-report" / "data" / "rows-0000.js").read_bytes() == chunk
+    other = write(tmp_path, rows)
+    assert other["build"] != first["build"]
+    assert len(first_rows(tmp_path, other)) == len(rows)
 
 
 def test_verdicts_are_of_an_output_and_its_photos(tmp_path):
