@@ -260,7 +260,26 @@ const sam2vit = (() => {
     byId("progress").value = count;
     byId("reviewed-count").textContent = `${count.toLocaleString("en")} reviewed`;
     byId("save").disabled = byId("clear").disabled = count === 0;
+    showSampleNote();
     showWarnings();
+  }
+
+  // The sample is the beginning of the random order, up to the first photo without a verdict.
+  function showSampleNote() {
+    byId("sample-note").hidden = byId("order").value !== "random";
+    if (byId("sample-note").hidden) return;
+    const order = ordered();
+    const gap = order.findIndex((number) => !verdicts.has(columns.id[number]));
+    const outside = verdicts.size - (gap < 0 ? order.length : gap);
+    write(byId("sample-note"),
+      view.length < order.length
+        ? "A filter is on: what is reviewed now is no random sample of the whole output."
+        : outside
+          ? `${plural(outside, "verdict")} ${outside === 1 ? "lies" : "lie"} outside the random sample, which ends before ` +
+            "the first photo of this order that has none, or was skipped. The file that you save would not tell how " +
+            "precise the whole output is."
+          : "In this order your verdicts are a random sample, if you skip none: only such labels tell how precise the " +
+            "whole output is. Save them, and give the file to --evaluate.");
   }
 
   function showWarnings() {
@@ -333,7 +352,6 @@ const sam2vit = (() => {
     );
     position = Math.max(0, Math.min(position, view.length - 1));
     showCount();
-    byId("sample-note").hidden = byId("order").value !== "random";
     byId("grid").className = byId("details").className = byId("ground").value;
     writeHash();
     redraw();

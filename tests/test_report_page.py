@@ -524,6 +524,36 @@ def test_storage_without_room_is_told_of_until_there_is_some(page):
     page.execute_script("localStorage.clear()")
 
 
+def test_only_the_unbroken_beginning_of_the_random_order_is_called_a_sample(page):
+    note = page.find_element(By.ID, "sample-note")
+    vouches = "are a random sample"
+    choose(page, "order", "random sample")
+    wait(page, lambda: vouches in note.text)
+    sample = names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("r")
+    press(page, "w")
+    assert vouches in note.text
+    press(page, "s")
+    press(page, "r")
+    wait(page, lambda: "1 verdict lies outside" in note.text)
+    assert vouches not in note.text
+    select_cell(page, sample[2])
+    press(page, "b")
+    wait(page, lambda: vouches in note.text)
+    choose(page, "reviewed", "not yet")
+    wait(page, lambda: "A filter is on" in note.text)
+    choose(page, "reviewed", "all")
+    wait(page, lambda: vouches in note.text)
+    choose(page, "order", "doubtful first")
+    wait(page, lambda: not note.is_displayed())
+    select_cell(page, sample[-1])
+    press(page, "r")
+    select_cell(page, sample[-2])
+    press(page, "r")
+    choose(page, "order", "random sample")
+    wait(page, lambda: "2 verdicts lie outside" in note.text)
+
+
 def test_the_address_names_items_and_flags(browser, tmp_path):
     rows = [row("a.jpg", "b&w #1", 0.1, "small"), row("b.jpg", "red", 0.2, "borders")]
     path = make_report(tmp_path, rows, ["b&w #1", "red"], draw=False)
