@@ -49,6 +49,7 @@ const sam2vit = (() => {
     if (node.textContent !== text) node.textContent = text; // else a screen reader would say it again
   };
 
+  const shellWord = (text) => (/^[\w./:@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const urlOf = (folder, path) => folder + path.split("/").map(encodeURIComponent).join("/");
@@ -646,6 +647,7 @@ const sam2vit = (() => {
     if (shown < all) parts.push(`of all ${all.toLocaleString("en")}, this page has the ${shown.toLocaleString("en")} most doubtful`);
     byId("counts").textContent = parts.join(", ");
     byId("title").textContent = report.title;
+    byId("apply-command").textContent = `python main.py --output ${shellWord(report.output)} --apply corrections.csv`;
     document.title = `${report.title}: sam2vit report`;
     byId("facts").replaceChildren(
       ...[...report.facts, ["this page", report.made]].flatMap(([name, value]) =>
