@@ -165,7 +165,13 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
-    values = {**_expand(read_config(path)), **_expand(flags), "config": str(path)}
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        if preset is not None or "config" in flags or path.parent == PROGRAM_DIR:
+            raise
+        raise ConfigError(f"{error} (it is read because it lies in this folder; name another with --config)") from None
+    values = {**_expand(config), **_expand(flags), "config": str(path)}
     settings = Settings(**values, given=frozenset(values))
     settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
     _check_together(settings, flags)

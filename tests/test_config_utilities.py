@@ -177,6 +177,18 @@ def test_a_flag_without_effect_is_refused(flags, words):
     assert read_settings({**flags, "crop": True, "export": ("coco",)}).crop
 
 
+def test_why_a_config_file_was_read_is_said_where_nobody_has_named_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"name": "of another tool"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"config.json: 'name': unknown key.*\(it is read because it lies in this folder"
+    ):
+        read_settings({})
+    with pytest.raises(ConfigError) as caught:
+        read_settings({"config": "config.json"})
+    assert "it is read because" not in str(caught.value)
+
+
 def test_no_config_file_starts_over(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads((PROGRAM_DIR / "config.json").read_text()) | {"overwrite": True}))
