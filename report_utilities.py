@@ -79,7 +79,6 @@ def write_report(
         "key": _digest(os.fsencode("\0".join(map(_absolute, (places.output, dataset_dir))))),
         "build": build,
         "title": places.output.name,
-        "output": _absolute(places.output),
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "facts": list(facts.items()),
         **counted,

@@ -647,7 +647,8 @@ const sam2vit = (() => {
     if (shown < all) parts.push(`of all ${all.toLocaleString("en")}, this page has the ${shown.toLocaleString("en")} most doubtful`);
     byId("counts").textContent = parts.join(", ");
     byId("title").textContent = report.title;
-    byId("apply-command").textContent = `python main.py --output ${shellWord(report.output)} --apply corrections.csv`;
+    const place = shellWord(new Map(report.facts).get("output") ?? report.title);
+    byId("apply-command").textContent = `python main.py --output ${place} --apply corrections.csv`;
     document.title = `${report.title}: sam2vit report`;
     byId("facts").replaceChildren(
       ...[...report.facts, ["this page", report.made]].flatMap(([name, value]) =>

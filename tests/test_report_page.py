@@ -608,6 +608,13 @@ def test_help_names_the_keys(page):
     press(page, Keys.ESCAPE)
 
 
+@pytest.mark.parametrize(("output", "word"), [("cut-outs", "cut-outs"), ("it's mine", "'it'\\''s mine'")])
+def test_help_has_the_command_that_takes_corrections_over(browser, tmp_path, output, word):
+    open_page(browser, make_report(tmp_path, ROWS[:1], facts={"output": output}))
+    browser.find_element(By.TAG_NAME, "body").send_keys("?")
+    shows(browser, "apply-command", f"python main.py --output {word} --apply corrections.csv")
+
+
 def test_no_name_acts_on_the_page(browser, tmp_path):
     rows = [row(each, HOSTILE_ITEM, 0.5) | {"file_name": f"{HOSTILE_ITEM}/{n}.png"} for n, each in enumerate(HOSTILE)]
     failures = [{"stage": "decode", "reason": HOSTILE[0], "source": HOSTILE[1]}]
