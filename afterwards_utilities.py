@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ from evaluation_utilities import (
     judge,
     print_evaluation,
     read_labels,
+    spell_items,
     to_dict,
     to_look,
 )
@@ -82,13 +84,14 @@ def curate(settings: Settings, console: Console) -> bool:
         if settings.apply:
             counts = apply_corrections(finished, Path(settings.apply))
             changed = counts.pop("changed")
+            complete = not counts["unknown"]
             told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
             print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
         if settings.relabel:
             relabel_photos(finished, settings, console)
             forget_evaluation(folders.report)
         if settings.evaluate:
-            complete = evaluate_labels(finished, settings, folders, console)
+            complete = evaluate_labels(finished, settings, folders, console) and complete
         around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
         made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
         settings = dataclasses.replace(settings, **made_with)
@@ -152,6 +155,11 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
             labels.unknown,
             labels.example,
         )
+    labels, strange = spell_items(labels, finished.items)
+    for word, count in strange.items():
+        near = difflib.get_close_matches(word, finished.items, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        _LOGGER.warning("%s: %r is no item of this output: labels %d%s", settings.evaluate, word, count, hint)
     evaluation = evaluate(finished.records.rows(), labels, finished.items)
     print_evaluation(console, evaluation)
     target = settings.target_precision

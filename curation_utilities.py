@@ -294,6 +294,8 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
         after = _corrected(finished, row, verdict)
         if changes.setdefault(source, (row, after))[1] != after:
             raise ConfigError(f"{flag} {path}: {name!r}: has two lines that contradict each other; keep one of them")
+    if set(counts) == {"unknown"}:
+        raise ConfigError(f"{flag} {path}: is about none of the photos of {finished.places.output}; name its --output")
     counts["changed"] = finished.revise(changes.values(), by=f"{flag} {path}")
     return counts
 

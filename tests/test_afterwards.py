@@ -12,6 +12,7 @@ from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
 from png_utilities import read_mask
 from program import contents, pngs, rows
+from thumbnail_utilities import source_digest
 
 
 @pytest.fixture
@@ -175,8 +176,66 @@ def test_the_labels_are_measured(done, afterwards, config, tmp_path):
     assert index(tmp_path / "out-report")["evaluation"]["accuracy"]["count"] == 6
     assert (tmp_path / "out-report" / "confusion.svg").read_text().startswith("<svg")
     assert "0.83" in out
-    afterwards("--relabel", "--config", config)
+    afterwards("--relabel", "--config", config, "--decision", "ensemble")
     assert index(tmp_path / "out-report")["evaluation"] is None
+    afterwards("--evaluate", path)
+    assert "Taken back: --relabel" in afterwards("--undo")[1]
+    assert index(tmp_path / "out-report")["evaluation"] is None
+
+
+def test_a_word_that_is_no_item_is_named_with_the_one_that_may_be_meant(done, afterwards, tmp_path):
+    lines = [(source, row["label"].upper()) for source, row in records(done).items()]
+    lines = [(source, "bleu" if place < 2 else label) for place, (source, label) in enumerate(lines)]
+    out = afterwards("--evaluate", write_csv(tmp_path / "l.csv", ["file_name", "item"], lines))[1]
+    assert "'bleu' is no item of this output: labels 2; did you mean 'blue'?" in out
+    assert "RED" not in out
+
+
+def test_each_look_for_a_threshold_is_counted_once(done, afterwards, tmp_path):
+    lines = [(source, row["label"]) for source, row in records(done).items()]
+    for count, looks in ((3, 1), (3, 1), (4, 2), (3, 2)):
+        path = write_csv(tmp_path / "l.csv", ["file_name", "item"], lines[:count])
+        afterwards("--evaluate", path, "--target-precision", "0.99")
+        assert len(json.loads((tmp_path / "out-report" / "evaluation.json").read_text())["looks"]) == looks
+
+
+def test_verdicts_that_are_no_sample_are_warned_of(done, afterwards, tmp_path):
+    ordered = sorted(records(done).values(), key=lambda row: source_digest(row["source"]))
+    lines = [(row["file_name"], row["label"], "right", row["source"]) for row in ordered]
+    columns = ["file_name", "item", "verdict", "source"]
+    flags = "--evaluate", tmp_path / "c.csv", "--target-precision", "0.9"
+    write_csv(tmp_path / "c.csv", columns, lines[:2])
+    assert "random sample" not in afterwards(*flags)[1]
+    write_csv(tmp_path / "c.csv", columns, lines[1:3])
+    assert "beyond the page's random sample, or after a photo that it skips: 2;" in afterwards(*flags)[1]
+
+
+def test_prompts_are_named_where_photos_are_labelled_anew(done, afterwards):
+    code, _, err = afterwards("--relabel")
+    assert (code, err) == (2, "main.py: --relabel: with which prompts? add --config FILE, or --preset NAME\n")
+
+
+def test_what_people_said_outlives_an_overwrite(done, run, afterwards, tmp_path):
+    first, second, third = list(records(done).values())[:3]
+    other = next(item for item in ("red", "blue") if item != first["label"])
+    said = [(first, other, "wrong"), (second, "", "wrong"), (third, "", "bad mask")]
+    lines = [(row["file_name"], item, verdict) for row, item, verdict in said]
+    afterwards("--apply", write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], lines))
+    before = records(done) | records(tmp_path / "out-review")
+    code, out, _ = run("--overwrite")
+    assert (code, records(done)[first["source"]]["label_source"]) == (0, "model")
+    [kept] = tmp_path.glob("out-corrections-*.csv")
+    assert f"is kept in {kept} (lines: 3)" in out.replace("\n", " ").replace("  ", " ")
+    afterwards("--apply", kept)
+    after = records(done) | records(tmp_path / "out-review")
+    for source in (first["source"], second["source"], third["source"]):
+        assert {**after[source], "seconds": 0} == {**before[source], "seconds": 0}
+
+
+def test_starting_over_leaves_no_picture_of_another_photo(done, run, tmp_path):
+    assert (tmp_path / "out-report" / "thumbnails").exists()
+    run("--overwrite", "--no-report")
+    assert not (tmp_path / "out-report" / "thumbnails").exists()
 
 
 def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
@@ -288,6 +347,8 @@ def test_an_export_that_is_interrupted_says_what_there_is(run, afterwards, monke
     )
     assert code == 130
     assert err.endswith("interrupted; the exports are as they were, and the same command begins anew with them\n")
+    if not later:
+        assert "the same command without --overwrite begins" in run("--no-report", "--export", "coco", "--overwrite")[2]
 
 
 def test_an_export_says_how_far_it_is(done, afterwards, monkeypatch):
@@ -347,7 +408,11 @@ def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, phot
     [
         (["--target-precision", "0.9"], "--target-precision 0.9: by which labels? add --evaluate"),
         (["--apply", "x.csv", "--undo"], "--apply x.csv: together with --undo"),
-        (["--report-only", "--overwrite"], "are for runs over photos; leave them out"),
+        (
+            ["--report-only", "--overwrite"],
+            "--overwrite: is for a run over photos, not for what is done with",
+        ),
+        (["--split", "0.8,0.2,0"], "--split 0.8,0.2,0: of what? add --export, or --save-masks"),
         (["--export", "coco,voc"], "must be some of coco, yolo, captions, imagefolder"),
         (["--split", "0.5,0.6,0", "--export", "coco"], "0.5,0.6,0"),
         (["--export", "imagefolder"], "--split"),

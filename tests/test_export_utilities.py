@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -201,6 +202,14 @@ def test_an_item_that_a_human_has_added_comes_after_the_others(finished):
     assert content["names"] == {0: "red", 1: "blue", 2: "green"}
 
 
+def test_items_that_a_human_has_added_are_in_alphabetical_order(finished):
+    for number, item in enumerate(["pink", "black", "red", "white", "green", "amber"]):
+        finished.add(f"{number}.jpg", item)
+    finished.export("yolo")
+    content = yaml.safe_load((finished.folder / "yolo/detect/data.yaml").read_text())
+    assert list(content["names"].values()) == ["red", "blue", "amber", "black", "green", "pink", "white"]
+
+
 # YOLO
 
 
@@ -235,18 +244,50 @@ def test_supervision_reads_the_boxes_of_yolo(finished):
     assert detections.xyxy[0] == pytest.approx([20, 10, 90, 30], abs=0.01)
 
 
-def test_far_parts_are_joined_without_filling_what_lies_between(finished):
-    mask = np.zeros((300, 400), bool)
-    for top, left in ((10, 10), (10, 300), (200, 150), (250, 350)):
-        mask[top : top + 40, left : left + 40] = True
-    finished.add(mask=mask, width=400, height=300)
+def read_polygon(finished, mask):
+    """Returns the corners of the polygon that YOLO gets for a mask, (N, 2), and the mask that it encloses."""
+    height, width = mask.shape
+    finished.add(mask=mask, width=width, height=height)
     finished.export("yolo")
     numbers = (finished.folder / "yolo/segment/labels/train/a.txt").read_text().split()
-    polygon = np.array(numbers[1:], float).reshape(-1, 2) * (400, 300)
-    drawn = cv2.fillPoly(np.zeros((300, 400), np.uint8), [np.round(polygon).astype(np.int32)], 1)
+    polygon = np.round(np.array(numbers[1:], float).reshape(-1, 2) * (width, height)).astype(np.int32)
+    return polygon, cv2.fillPoly(np.zeros(mask.shape, np.uint8), [polygon], 1)
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [[(10, 10), (10, 300), (200, 150), (250, 350)], [(200, 30), (40, 150)], [(30, 30), (150, 200)]],
+    ids=["many", "up to the right", "down to the right"],
+)
+def test_far_parts_are_joined_without_filling_what_lies_between(finished, corners):
+    mask = np.zeros((300, 400), bool)
+    for number, (top, left) in enumerate(corners):
+        mask[top : top + 44 - number, left : left + 44 - number] = True
+    _, drawn = read_polygon(finished, mask)
     seams = cv2.erode(drawn, np.ones((3, 3)))  # lines of one pixel go
     assert not (seams.astype(bool) & ~mask).any()
     assert intersection_over_union(drawn.astype(bool), mask) > 0.85
+
+
+def test_a_part_is_joined_where_it_is_nearest_to_a_long_outline(finished):
+    mask = np.zeros((100, 1400), bool)
+    mask[40:60, 40:1340] = True
+    mask[20:40, 40:1340:4] = mask[20:40, 41:1340:4] = True  # a comb of 1,300 corners
+    mask[80:95, 1300:1330] = True
+    polygon, _ = read_polygon(finished, mask)
+    steps = np.abs(np.diff(polygon, axis=0))
+    assert len(polygon) > 1024
+    assert steps.min(axis=1).max() < 30  # no seam runs aslant beneath the comb
+
+
+def test_a_small_part_belongs_to_the_polygon_and_a_speck_does_not(finished):
+    mask = np.zeros((300, 400), bool)
+    mask[100:250, 100:250] = True
+    mask[20:36, 20:36] = True  # of 1.1% of it
+    mask[280:283, 380:383] = True  # of 0.04%
+    polygon, _ = read_polygon(finished, mask)
+    assert polygon.min(axis=0).tolist() == [20, 20]
+    assert polygon.max(axis=0).tolist() == [250, 250]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +324,8 @@ def test_names_of_items_stay_texts_in_yaml(finished, item):
 
 
 def test_photos_that_would_share_their_labels_have_names_of_their_own(finished):
-    sources = ["a.jpg", "a.png", "A.jpg", "b/c.jpg", "b__c.jpg", "images/d.jpg", f"{'x' * 120}/{'y' * 120}.jpg"]
+    sources = ["a.jpg", "a.png", "A.jpg", "b/c.jpg", "b__c.jpg", "images/d.jpg", "e.jpg", "E.jpg"]
+    sources.append(f"{'x' * 200}/{'y' * 200}.jpg")
     for number, source in enumerate(sources):
         finished.add(source, name=f"{number}.png")
     assert finished.export("yolo")["yolo"] == len(sources)
@@ -714,6 +756,25 @@ def test_what_a_kill_between_two_renames_has_left_is_put_back(finished):
     assert finished.tree() == before
     finished.export("masks")  # which knows it for its own
     assert finished.tree() == before
+
+
+def test_the_old_one_is_there_until_the_new_one_is_in_its_place(finished, monkeypatch):
+    fill(finished, 2)
+    finished.export("masks")
+    before = finished.tree()
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda path, to: refuse() if ".tmp-export" in path.parts else rename(path, to))
+        with pytest.raises(OutputError, match="mend that, and export again"):
+            finished.export("masks")
+    finished.export("captions")
+    assert finished.tree() == sorted([*before, ".export-captions", "captions.csv"])
+
+
+def test_a_later_export_of_another_format_takes_none_of_its_own_for_somebody_s(finished):
+    finished.add()
+    for name in ("masks", "captions", "masks"):
+        assert finished.export(name)[name] == 1
 
 
 def test_a_first_export_that_was_killed_is_no_obstacle(finished, monkeypatch):
