@@ -70,7 +70,7 @@ def curate(settings: Settings, console: Console) -> bool:
     complete = True
     with lock_output(output):
         finished = read_finished(output)
-        if "dataset_dir" not in settings.given:
+        if settings.given.get("dataset_dir") != "flag":
             dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
             settings = dataclasses.replace(settings, dataset_dir=dataset_dir)
         folders = name_folders(settings.dataset_dir, settings.output)

@@ -107,7 +107,7 @@ class Settings:
     colours: dict[str, str] = field(default_factory=dict)
     csv_prefixes: tuple[str, ...] = ("",)
     csv_postfixes: tuple[str, ...] = ("",)
-    given: frozenset[str] = frozenset()  # what the config file or a flag has set
+    given: dict[str, str] = field(default_factory=dict)  # which of them were set, and by what: "config" or "flag"
 
     @property
     def revises(self) -> bool:
@@ -173,7 +173,8 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
             raise
         raise ConfigError(f"{error} (it is read because it lies in this folder; name another with --config)") from None
     values = {**_expand(config), **_expand(flags), "config": str(path)}
-    settings = Settings(**values, given=frozenset(values))
+    given = dict.fromkeys(_expand(config), "config") | dict.fromkeys(_expand(flags), "flag")
+    settings = Settings(**values, given=given)
     settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
     _check_together(settings, flags)
     _check_afterwards(settings, flags)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config_utilities import PROMPT_KEYS, Settings
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
@@ -377,7 +377,8 @@ def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> in
 
 def relabelled_settings(before: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Returns what `.run.json` is to say after other prompts; the rest of it stays where nothing else was given."""
-    prompts = {name: list(getattr(settings, name)) for name in PROMPT_KEYS}
+    words = (*PROMPT_KEYS, *(name for name in CAPTION_KEYS if name in settings.given))
+    prompts = {name: list(getattr(settings, name)) for name in words}
     given = {name: getattr(settings, name) for name in ("decision", *_THRESHOLDS.values()) if name in settings.given}
     new = {"decision": settings.decision, **before, **prompts, **given}
     return with_thresholds(new, thresholds_of(new))

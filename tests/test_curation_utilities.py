@@ -295,10 +295,11 @@ def test_what_a_relabelling_is_not_told_stays():
     before = {"items": ["a"], "decision": "ensemble", "min_probability": 0.3, "refine": True}
     prompts = {"prefixes": ("the",), "items": ("b",), "postfixes": ("c",)}
     after = {"prefixes": ["the"], "items": ["b"], "postfixes": ["c"], "decision": "ensemble", "refine": True}
-    told = Settings(**prompts, min_margin=0.1, given=frozenset({*prompts, "min_margin"}))
+    told = Settings(**prompts, min_margin=0.1, given=dict.fromkeys([*prompts, "min_margin"], "flag"))
     assert relabelled_settings(before, told) == after | {"min_probability": 0.3, "min_margin": 0.1}
-    told = Settings(**prompts, given=frozenset({*prompts, "min_probability", "decision"}))
-    assert relabelled_settings(before, told) == after | {"decision": "top-prompt"}
+    given = dict.fromkeys([*prompts, "min_probability", "decision", "csv_prefixes"], "config")
+    told = Settings(**prompts, csv_prefixes=("so",), given=given)
+    assert relabelled_settings(before, told) == after | {"decision": "top-prompt", "csv_prefixes": ["so"]}
 
 
 def test_thresholds_are_written_as_a_run_with_them_would_write_them():
