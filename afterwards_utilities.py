@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from clip_utilities import ClipModel
-from config_utilities import PROMPT_KEYS, Settings
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings
 from console_utilities import RunProgress, count_of, print_changes, print_line
 from curation_utilities import (
     Finished,
@@ -26,7 +27,7 @@ from curation_utilities import (
     undo,
 )
 from device_utilities import count_threads, select_device, select_precision
-from errors import OutputError
+from errors import ConfigError, OutputError
 from evaluation_utilities import (
     Labels,
     confusion_csv,
@@ -37,10 +38,11 @@ from evaluation_utilities import (
     judge,
     print_evaluation,
     read_labels,
+    spell_items,
     to_dict,
     to_look,
 )
-from export_utilities import Captions, check_exports, export
+from export_utilities import Captions, check_exports, check_folder, export
 from folder_utilities import Folders, lock_output, name_folders
 from prompt_utilities import get_prompts, replace_item
 from record_utilities import (
@@ -53,6 +55,7 @@ from record_utilities import (
 )
 from report_utilities import CONFUSION, EVALUATION, LOOKS, forget_evaluation, read_facts, read_looks, write_report
 from split_utilities import Split, parse_split
+from storage_utilities import is_url
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
 
@@ -67,8 +70,11 @@ def curate(settings: Settings, console: Console) -> bool:
     complete = True
     with lock_output(output):
         finished = read_finished(output)
+        if settings.given.get("dataset_dir") != "flag":
+            dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
+            settings = dataclasses.replace(settings, dataset_dir=dataset_dir)
+        folders = name_folders(settings.dataset_dir, settings.output)
         check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
-        folders = name_folders(finished.settings.get("dataset_dir", settings.dataset_dir), settings.output)
         if settings.undo:
             last = undo(finished)
             print_line(console, f"Taken back: {last.by}")
@@ -78,18 +84,30 @@ def curate(settings: Settings, console: Console) -> bool:
         if settings.apply:
             counts = apply_corrections(finished, Path(settings.apply))
             changed = counts.pop("changed")
+            complete = not counts["unknown"]
             told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
             print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
         if settings.relabel:
             relabel_photos(finished, settings, console)
             forget_evaluation(folders.report)
         if settings.evaluate:
-            complete = evaluate_labels(finished, settings, folders, console)
-        made_with = {name: tuple(finished.settings[name]) for name in PROMPT_KEYS}
+            complete = evaluate_labels(finished, settings, folders, console) and complete
+        around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
+        made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
         settings = dataclasses.replace(settings, **made_with)
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
-        write_side_products(settings, folders, finished.places, finished.items, console, facts=facts)
+        complete &= write_side_products(
+            settings,
+            folders,
+            finished.places,
+            finished.items,
+            console,
+            records=finished.records.rows(),
+            count=len(finished.records),
+            facts=facts,
+        )
+        complete &= not (settings.exports and finished.missing)
     return complete
 
 
@@ -137,6 +155,11 @@ def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, co
             labels.unknown,
             labels.example,
         )
+    labels, strange = spell_items(labels, finished.items)
+    for word, count in strange.items():
+        near = difflib.get_close_matches(word, finished.items, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        _LOGGER.warning("%s: %r is no item of this output: labels %d%s", settings.evaluate, word, count, hint)
     evaluation = evaluate(finished.records.rows(), labels, finished.items)
     print_evaluation(console, evaluation)
     target = settings.target_precision
@@ -203,8 +226,15 @@ def redraw_thumbnails(settings: Settings, folders: Folders, finished: Finished, 
 
 def check_side_products(settings: Settings, *, has_masks: bool) -> None:
     """Says before a run of hours what would keep its exports from being made."""
-    if settings.exports:
-        check_exports(settings.exports, split=_split(settings), has_masks=has_masks)
+    if not settings.exports:
+        return
+    check_exports(settings.exports, split=_split(settings), has_masks=has_masks)
+    if "yolo" in settings.exports and is_url(settings.dataset_dir):
+        raise ConfigError(
+            f"--export yolo: has the photos beside their labels, and {settings.dataset_dir} is no disk; leave it out, "
+            "and export later with --dataset-dir of a copy"
+        )
+    check_folder(name_folders(settings.dataset_dir, settings.output).export, settings.exports)
 
 
 def write_side_products(
@@ -214,9 +244,11 @@ def write_side_products(
     items: Sequence[str],
     console: Console,
     *,
+    records: Iterable[Mapping[str, Any]],
+    count: int,
     facts: Mapping[str, str],
-) -> None:
-    """Writes the exports that are asked for, and the report's page.
+) -> bool:
+    """Writes the report's page, and the exports that are asked for; returns whether these lack no photo.
 
     Args:
         settings: Of the run.
@@ -224,28 +256,10 @@ def write_side_products(
         places: Of the cut-outs.
         items: All that photos could be given.
         console: Where to say it.
+        records: To be exported, one for each photo.
+        count: How many they are.
         facts: What the page says of the run.
     """
-    if settings.exports:
-
-        def prompt_for(row: Mapping[str, Any]) -> str:
-            item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
-            return replace_item(row["prompt"], item, row["label"], **parts)
-
-        counts = export(
-            settings.exports,
-            iterate_records(places),
-            output=places.output,
-            dataset_dir=folders.dataset,
-            folder=folders.export,
-            items=items,
-            split=_split(settings),
-            seed=settings.seed,
-            captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
-            threads=count_threads(),
-        )
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        print_line(console, f"Exports in {folders.export}/: {told}")
     if not settings.no_report:
         failures = list(filter(None, iterate_lines(places.output / FAILURES, FAILURE_TYPES)))
         page = write_report(
@@ -259,8 +273,35 @@ def write_side_products(
             threads=count_threads(),
         )
         print_line(console, f"Look through it, the doubtful first: {page.resolve().as_uri()}")
+    if not settings.exports:
+        return True
+
+    def prompt_for(row: Mapping[str, Any]) -> str:
+        item, parts = row["model_label"], {"prefixes": settings.prefixes, "postfixes": settings.postfixes}
+        return replace_item(row["prompt"], item, row["label"], **parts)
+
+    try:
+        with RunProgress(console, total=count) as progress:
+            counts = export(
+                settings.exports,
+                records,
+                output=places.output,
+                dataset_dir=folders.dataset,
+                folder=folders.export,
+                items=items,
+                split=_split(settings),
+                seed=settings.seed,
+                captions=Captions(prompt_for, settings.csv_prefixes, settings.csv_postfixes),
+                threads=count_threads(),
+                on_progress=progress.advance,
+            )
+    except KeyboardInterrupt:
+        again = "the exports are as they were, and the same command begins anew with them"
+        raise KeyboardInterrupt(f"interrupted; {again}") from None
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print_line(console, f"Exports in {folders.export}/: {told}")
+    return not counts["skipped"] and not counts["missing"]
 
 
 def _split(settings: Settings) -> Split | None:
-
     return None if settings.split is None else parse_split(settings.split)

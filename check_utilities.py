@@ -111,9 +111,8 @@ def _colour_shares(pixels: np.ndarray, colours: Sequence[str]) -> np.ndarray:
     lab = _to_lab(pixels)[:, None]  # (N, 1, 3)
     centres = _to_lab(np.array([background_rgba(colour)[:3] for colour in colours], np.uint8))  # (I, 3)
     chroma = np.hypot(centres[:, 1], centres[:, 2])
-    is_grey = chroma < _GREY_CHROMA
-    hue = np.where(is_grey[:, None], 0, centres[:, 1:] / np.maximum(chroma, _GREY_CHROMA)[:, None])
-    chroma = np.where(is_grey, 0, chroma)
+    hue = centres[:, 1:] / np.maximum(chroma, _GREY_CHROMA)[:, None]
+    chroma = np.where(chroma < _GREY_CHROMA, 0, chroma)  # of a grey, all that is off the axis is distance
     along = (lab[..., 1:] * hue).sum(axis=-1)  # (N, I), like all that follows
     across_squared = (lab[..., 1:] ** 2).sum(axis=-1) - along**2
     lightness = lab[..., 0] + 16

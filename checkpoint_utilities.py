@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import io
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from errors import CheckpointError
 from lock_utilities import hold_lock
@@ -95,10 +96,50 @@ def find_checkpoint(
         path = checkpoints_dir / public[model].file_name
         _download(public[model], path, flag=flag, show_progress=show_progress)
         return path
-    raise CheckpointError(
-        f"{flag} {model}: no such model: neither a file, nor {checkpoints_dir / model}.pt; "
+    raise _unknown(model, public, flag, checkpoints_dir)
+
+
+def check_model(
+    model: str, public: Mapping[str, PublicCheckpoint], *, flag: str, checkpoints_dir: Path = CHECKPOINTS_DIR
+) -> None:
+    """Says before anything is downloaded what `find_checkpoint` would say of a model that there is not.
+
+    Raises:
+        CheckpointError: There is no such model.
+    """
+    if model not in public and not is_present(model, public, checkpoints_dir):
+        raise _unknown(model, public, flag, checkpoints_dir)
+
+
+def _unknown(model: str, public: Mapping[str, PublicCheckpoint], flag: str, checkpoints_dir: Path) -> CheckpointError:
+    near = difflib.get_close_matches(model, public, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return CheckpointError(
+        f"{flag} {model}: no such model: neither a file, nor {checkpoints_dir / model}.pt; {hint}"
         f"known by name: {', '.join(public)}"
     )
+
+
+def published_digest(path: Path, model: str, public: Mapping[str, PublicCheckpoint], *, flag: str) -> str:
+    """Returns the SHA-256 of a model's file, hexadecimal, which under a public name is the published one.
+
+    Args:
+        path: From `find_checkpoint`, as the other arguments.
+        model: Its name, or a path.
+        public: The models that can be downloaded.
+        flag: The command-line flag that chooses this model.
+
+    Raises:
+        CheckpointError: It is not: another file was put there, or it is damaged; or it can't be read.
+    """
+    digest = file_digest(path)
+    if model in public and not digest.startswith(public[model].sha256):
+        raise CheckpointError(
+            f"{path}: is not the {model} that was published, of which the SHA-256 begins with "
+            f"{public[model].sha256[:8]}, not {digest[:8]}; delete it to download it again, or name it as a path with "
+            f"{flag}"
+        )
+    return digest
 
 
 def is_present(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path = CHECKPOINTS_DIR) -> bool:
@@ -247,8 +288,8 @@ def read_weights(path: Path, *, kind: str, flag: str, under: str | None = None) 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of pickles that torch did not write; an error says what is wrong
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        if under is not None:
-            content = content.get(under) if isinstance(content, dict) else None
+        if under is not None and isinstance(content, dict):
+            content = content[under] if under in content else _say_where_weights_are(content, under)
         _check_weights(content, under, file_size=path.stat().st_size)
         return content
     except OSError as error:
@@ -264,6 +305,9 @@ def read_weights(path: Path, *, kind: str, flag: str, under: str | None = None) 
     raise CheckpointError(f"{path}: not {kind}: {reason}; fetch or make it again, or name another with {flag}")
 
 
+_LONGEST_SAFETENSORS_HEAD = 100_000_000  # bytes, by its specification
+
+
 class _NoWeightsError(Exception):
     """What a file holds that is no weights."""
 
@@ -274,9 +318,24 @@ def _not_a_checkpoint(head: bytes) -> str | None:
         return "is empty; delete it to download it again"
     if head.lstrip().startswith(b"<"):
         return "is a web page, not a checkpoint; delete it and fetch the file itself"
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < _LONGEST_SAFETENSORS_HEAD:
+        return "is a safetensors file; save it as a .pt: torch.save(safetensors.torch.load_file(...), ...)"
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a checkpoint; fetch it with 'git lfs pull'"
     return None
+
+
+def _say_where_weights_are(content: Mapping[Any, Any], under: str) -> NoReturn:
+    """Says that there are none under a key, and whether there are some elsewhere."""
+    import torch
+
+    def are_weights(value: Any) -> bool:
+        return isinstance(value, dict) and any(isinstance(each, torch.Tensor) for each in value.values())
+
+    elsewhere = next((f"under {_one_line(repr(key))}" for key, value in content.items() if are_weights(value)), None)
+    elsewhere = "outermost" if are_weights(content) else elsewhere
+    reason = f"it holds no dictionary of weights under the key {under!r}"
+    raise _NoWeightsError(f"{reason}, but {elsewhere}: save them under {under!r}" if elsewhere else reason)
 
 
 def _check_weights(content: Any, under: str | None, *, file_size: int) -> None:

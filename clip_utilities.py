@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -83,17 +82,14 @@ class ClipModel:
 
         from clip_tower_utilities import image_tower
 
-        tokens = tokenize(prompts)  # first: a prompt that is too long should not wait for the weights
+        tokens = tokenize(prompts, items)  # first: prompts that won't do should not wait for the weights
+        public, flag = checkpoint_utilities.clip_checkpoints(), "--clip-model"
         path = checkpoint_utilities.find_checkpoint(
-            model,
-            checkpoint_utilities.clip_checkpoints(),
-            flag="--clip-model",
-            checkpoints_dir=checkpoints_dir,
-            show_progress=show_progress,
+            model, public, flag=flag, checkpoints_dir=checkpoints_dir, show_progress=show_progress
         )
         self.items, self.prompts, self.decision = tuple(items), tuple(prompts), decision
         self.device = device
-        self._path, self.digest = path, checkpoint_utilities.file_digest(path)
+        self._path, self.digest = path, checkpoint_utilities.published_digest(path, model, public, flag=flag)
         model = _load_clip(path).to(device)
         with _without_warnings():
             from clip.clip import _transform
@@ -138,6 +134,8 @@ class ClipModel:
         import torch
 
         pixels = pixels or [self.to_pixels(image) for image in images]
+        if not pixels:
+            return torch.empty((0, self.dimension), device=self.device)
         with torch.inference_mode(), stage("CLIP", synchronize=True):
             batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
             batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
@@ -216,19 +214,33 @@ class ClipModel:
         return features
 
 
-def tokenize(prompts: Sequence[str]) -> Tensor:
+def tokenize(prompts: Sequence[str], items: Sequence[str] = ("",)) -> Tensor:
     """Returns the prompts' tokens, (P, L) int64, at the shortest context L that holds the longest prompt.
 
     CLIP's text tower is causal and reads its feature at the end token, so what would follow changes nothing:
     a prompt of 10 tokens costs an eighth of one padded to 77.
 
+    Args:
+        prompts: P of them, as many for each item.
+        items: What they are about.
+
     Raises:
-        PromptError: A prompt has more than 77 tokens, start and end included.
+        PromptError: A prompt has more than 77 tokens, start and end included; or two items share one, which the first
+            of them would always win.
     """
     import torch
 
     # One by one: `clip.tokenize` encodes all that it is given before it looks at a length.
     tokens = torch.cat([_tokenize_prompt(prompt) for prompt in prompts])
+    owners: dict[bytes, int] = {}
+    for index, row in enumerate(tokens.numpy()):
+        item = index * len(items) // len(prompts)
+        other = owners.setdefault(row.tobytes(), item)
+        if other != item:
+            raise PromptError(
+                f"'items': {items[other]!r} and {items[item]!r}: both have the prompt {_shorten(prompts[index])!r}, as "
+                "CLIP reads it; change one of them, or the prefixes and postfixes around them"
+            )
     # The end token has the highest id; argmax is how CLIP itself finds it. 0 is no padding mark: it is "!".
     return tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
 
@@ -241,9 +253,13 @@ def _tokenize_prompt(prompt: str) -> Tensor:
         return clip.tokenize(prompt, context_length=CONTEXT_LENGTH)
     except RuntimeError:
         raise PromptError(
-            f"'prefixes', 'items' and 'postfixes' make the prompt {shorten(prompt, 80)!r} of {_count_tokens(prompt)} "
+            f"'prefixes', 'items' and 'postfixes' make the prompt {_shorten(prompt)!r} of {_count_tokens(prompt)} "
             f"tokens; CLIP reads at most {CONTEXT_LENGTH}, start and end included: shorten it"
         ) from None
+
+
+def _shorten(prompt: str, limit: int = 80) -> str:
+    return prompt if len(prompt) <= limit else f"{prompt[: limit - 3]}..."
 
 
 def _count_tokens(prompt: str) -> int:

@@ -107,12 +107,17 @@ class Settings:
     colours: dict[str, str] = field(default_factory=dict)
     csv_prefixes: tuple[str, ...] = ("",)
     csv_postfixes: tuple[str, ...] = ("",)
-    given: frozenset[str] = frozenset()  # what the config file or a flag has set
+    given: dict[str, str] = field(default_factory=dict)  # which of them were set, and by what: "config" or "flag"
 
     @property
     def revises(self) -> bool:
         """Whether this run is about an output that is there, and does no new photo."""
         return bool(self.report_only or self.apply or self.undo or self.relabel or self.evaluate)
+
+    @property
+    def finds_subjects(self) -> bool:
+        """Whether a detector is asked for."""
+        return self.focus == "detector" or self.verify_focus
 
     @property
     def exports(self) -> tuple[str, ...]:
@@ -126,14 +131,16 @@ class Settings:
 
 
 PROMPT_KEYS = ("prefixes", "items", "postfixes")
+CAPTION_KEYS = ("csv_prefixes", "csv_postfixes")  # what exported captions have around the prompt
 ALIASES = {"output_dir": "output", "mask_threshold": "margin", "force_device": "device"}
 # What a config file can't say of itself. One of a stranger is not to append a log to the files of its user either.
 _OF_FLAGS = (
     *("config", "preset", "list_presets", "log", "given"),
     *("report_only", "apply", "undo", "relabel", "evaluate", "target_precision"),
+    *("overwrite", "dry_run"),
 )
 # What has no flag.
-WORD_LISTS = (*PROMPT_KEYS, "csv_prefixes", "csv_postfixes")
+WORD_LISTS = (*PROMPT_KEYS, *CAPTION_KEYS)
 CONFIG_ONLY = (*WORD_LISTS, "colours")
 _HINTS = get_type_hints(Settings)
 _CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]
@@ -159,10 +166,18 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
     path = find_config(flags.get("config")) if preset is None else find_preset(preset)
-    values = {**_expand(read_config(path)), **_expand(flags), "config": str(path)}
-    settings = Settings(**values, given=frozenset(values))
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        if preset is not None or "config" in flags or path.parent == PROGRAM_DIR:
+            raise
+        raise ConfigError(f"{error} (it is read because it lies in this folder; name another with --config)") from None
+    values = {**_expand(config), **_expand(flags), "config": str(path)}
+    given = dict.fromkeys(_expand(config), "config") | dict.fromkeys(_expand(flags), "flag")
+    settings = Settings(**values, given=given)
     settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
-    _check_together(settings, config_named="config" in flags)
+    _check_together(settings, flags)
+    _check_afterwards(settings, flags)
     _check_ray(settings)
     if is_url(settings.output) and (settings.revises or settings.exports):
         to_place(settings.output, flag="--output")  # refuses what had better not be repeated
@@ -178,23 +193,32 @@ def _plain(place: str) -> str:
     return unquote(urlsplit(place).path) if place.lower().startswith("file://") else place
 
 
-def _check_together(settings: Settings, *, config_named: bool) -> None:
+def _check_together(settings: Settings, flags: Mapping[str, Any]) -> None:
     if settings.min_area > settings.max_area:
         raise ConfigError(f"--min-area {settings.min_area:g}: is above --max-area {settings.max_area:g}; lower it")
-    if settings.target_precision is not None and settings.evaluate is None:
-        raise ConfigError(
-            f"--target-precision {settings.target_precision:g}: by which labels? add --evaluate with a file of them"
-        )
-    if settings.relabel and settings.preset is None and not config_named:
-        raise ConfigError("--relabel: with which prompts? add --config FILE, or --preset NAME")
-    if settings.apply and settings.undo:
-        raise ConfigError(f"--apply {settings.apply}: together with --undo nothing would come of it; leave out one")
-    if settings.revises and (settings.overwrite or settings.dry_run):
-        raise ConfigError("--overwrite and --dry-run are for runs over photos; leave them out")
     if settings.no_sam and settings.min_mask_score > 0:
         raise ConfigError(f"--min-mask-score {settings.min_mask_score:g}: SAM 2 is off; leave out --no-sam")
     if settings.no_sam and settings.check:
         raise ConfigError("--check: its views are of the cut-out, and SAM 2 is off; leave out --no-sam")
+    for name in ("padding", "square"):
+        if flags.get(name, getattr(Settings, name)) != getattr(Settings, name) and not settings.crop:
+            raise ConfigError(f"--{name}: nothing is cropped; add --crop")
+    if flags.get("split") is not None and not settings.exports:
+        raise ConfigError(f"--split {settings.split}: of what? add --export, or --save-masks")
+
+
+def _check_afterwards(settings: Settings, flags: Mapping[str, Any]) -> None:
+    if settings.target_precision is not None and settings.evaluate is None:
+        raise ConfigError(
+            f"--target-precision {settings.target_precision:g}: by which labels? add --evaluate with a file of them"
+        )
+    if settings.relabel and not flags.keys() & {"config", "preset"}:
+        raise ConfigError("--relabel: with which prompts? add --config FILE, or --preset NAME")
+    if settings.apply and settings.undo:
+        raise ConfigError(f"--apply {settings.apply}: together with --undo nothing would come of it; leave out one")
+    for flag, given in (("--overwrite", settings.overwrite), ("--dry-run", settings.dry_run)):
+        if settings.revises and given:
+            raise ConfigError(f"{flag}: is for a run over photos, not for what is done with its output; leave it out")
 
 
 def _check_ray(settings: Settings) -> None:

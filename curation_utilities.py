@@ -9,18 +9,19 @@ import json
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config_utilities import PROMPT_KEYS, Settings
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
 from folder_utilities import sibling
+from output_utilities import moved_record, possible_moves
 from prompt_utilities import Label
 from record_utilities import (
     BAD_MASK,
@@ -32,6 +33,7 @@ from record_utilities import (
     Places,
     StoredRecords,
     Thresholds,
+    iterate_records,
     label_record,
     review_flags,
 )
@@ -189,6 +191,9 @@ def read_finished(output: Path) -> Finished:
 
     # A record stands in both files where a kill has come between them; the later one is as good as the other.
     records = StoredRecords(places, has_cut_out)
+    if missing and _settle_moves(places, settings["items"], missing):
+        missing.clear()
+        records = StoredRecords(places, has_cut_out)
     if missing:
         _LOGGER.warning(
             "%s: cut-outs gone: %d, such as %s; a run over the photos brings them back",
@@ -197,6 +202,38 @@ def read_finished(output: Path) -> Finished:
             next(iter(missing.values())),
         )
     return Finished(places, settings, records, frozenset(missing))
+
+
+def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]) -> int:
+    """Lets records say where a user has moved their cut-outs to, as a run does, and returns how many.
+
+    Args:
+        places: Of the output.
+        items: That cut-outs can have been moved to.
+        missing: The sources whose cut-out is not where their record says.
+    """
+    moves: dict[str, tuple[Path, str]] = {}
+    for row in StoredRecords(places, lambda row: row["source"] in missing).rows():
+        there = [(folder, name) for folder, name in possible_moves(row, places, items) if (folder / name).exists()]
+        if len(there) == 1:
+            moves[row["source"]] = there[0]
+    claims = Counter(moves.values())
+    for row in iterate_records(places):
+        if row["source"] not in moves and (places.of(row), row["file_name"]) in claims:
+            claims[places.of(row), row["file_name"]] += 1
+    moves = {source: move for source, move in moves.items() if claims[move] == 1}
+    moved = revise(
+        places,
+        (
+            (row, moved_record(row, *moves[row["source"]], places))
+            for row in StoredRecords(places, lambda row: row["source"] in moves).rows()
+        ),
+        by="cut-outs moved by hand",
+        undoes=0,  # no other revision, and none that --undo means
+    )
+    if moved:
+        _LOGGER.warning("%s: cut-outs moved to another item by hand: %d; that stands", places.output, moved)
+    return moved
 
 
 def thresholds_of(settings: Mapping[str, Any]) -> Thresholds:
@@ -257,6 +294,8 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
         after = _corrected(finished, row, verdict)
         if changes.setdefault(source, (row, after))[1] != after:
             raise ConfigError(f"{flag} {path}: {name!r}: has two lines that contradict each other; keep one of them")
+    if set(counts) == {"unknown"}:
+        raise ConfigError(f"{flag} {path}: is about none of the photos of {finished.places.output}; name its --output")
     counts["changed"] = finished.revise(changes.values(), by=f"{flag} {path}")
     return counts
 
@@ -338,7 +377,8 @@ def set_thresholds(finished: Finished, thresholds: Thresholds, *, by: str) -> in
 
 def relabelled_settings(before: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Returns what `.run.json` is to say after other prompts; the rest of it stays where nothing else was given."""
-    prompts = {name: list(getattr(settings, name)) for name in PROMPT_KEYS}
+    words = (*PROMPT_KEYS, *(name for name in CAPTION_KEYS if name in settings.given))
+    prompts = {name: list(getattr(settings, name)) for name in words}
     given = {name: getattr(settings, name) for name in ("decision", *_THRESHOLDS.values()) if name in settings.given}
     new = {"decision": settings.decision, **before, **prompts, **given}
     return with_thresholds(new, thresholds_of(new))

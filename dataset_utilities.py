@@ -28,7 +28,8 @@ class PhotoFile:
         path: Where it lies.
         source: Its path relative to the dataset, with forward slashes, in valid Unicode: its identity in all
             records. A byte that is no UTF-8 stands there as %XX, since readers of JSON refuse anything else.
-        name: The path of its cut-out relative to the item's folder, such as `berlin/car.png`.
+        name: The path of its cut-out relative to the item's folder, such as `berlin/car.png`. A backslash stands there
+            as %5C: readers such as `datasets` take it for a slash.
     """
 
     path: Place
@@ -59,14 +60,14 @@ def find_photos(
     for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=on_unreadable):
         names = output_names(
             list(folder.files),
-            taken=folder.subfolders,
+            taken=folder.subfolders.values(),
             is_image=lambda file, folder=folder: is_image(folder.path / file),
         )
         for file, portable in folder.files.items():
             yield PhotoFile(
                 path=folder.path / file,
                 source=f"{folder.relative}{portable}",
-                name=f"{folder.relative}{names[file]}",
+                name=f"{folder.named}{names[file]}",
             )
 
 
@@ -113,8 +114,9 @@ class _Folder:
 
     path: Place
     relative: str  # portable, with a slash at its end; empty for the dataset itself
+    named: str  # the same in the names of cut-outs
     files: dict[str, str]
-    subfolders: dict[str, str]
+    subfolders: dict[str, str]  # as in the names of cut-outs
 
 
 def _walk(
@@ -124,9 +126,9 @@ def _walk(
     on_unreadable: Callable[[str, OSError], None] | None,
 ) -> Iterator[_Folder]:
     excluded = {path.resolve() for path in exclude}
-    to_visit = [(dataset_dir, "")]
+    to_visit = [(dataset_dir, "", "")]
     while to_visit:
-        path, relative = to_visit.pop()
+        path, relative, named = to_visit.pop()
         try:
             names, files, subfolders = _list(path, excluded)
         except OSError as error:
@@ -137,10 +139,12 @@ def _walk(
             if on_unreadable is not None:
                 on_unreadable(relative.rstrip("/"), error)
             continue
-        portable = _portable_names(names)
-        to_visit += [(path / name, f"{relative}{portable[name]}/") for name in reversed(subfolders)]
+        portable, plain = _portable_names(names), _portable_names(names, without="\\")
+        to_visit += [
+            (path / name, f"{relative}{portable[name]}/", f"{named}{plain[name]}/") for name in reversed(subfolders)
+        ]
         yield _Folder(
-            path, relative, {name: portable[name] for name in files}, {name: portable[name] for name in subfolders}
+            path, relative, named, {name: portable[name] for name in files}, {name: plain[name] for name in subfolders}
         )
 
 
@@ -170,12 +174,15 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _portable_names(names: Sequence[str]) -> dict[str, str]:
-    """Returns the names of one folder in valid Unicode, all different: a byte that is no UTF-8 becomes %XX."""
+def _portable_names(names: Sequence[str], *, without: str = "") -> dict[str, str]:
+    """Returns the names of one folder in valid Unicode, all different.
+
+    A byte that is no UTF-8 becomes %XX, and so do the characters that they are to be without.
+    """
     taken = set(names)
     portable: dict[str, str] = {}
     for name in names:
-        escaped = "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
+        escaped = "".join(f"%{ord(c) & 0xFF:02X}" if 0xDC80 <= ord(c) <= 0xDCFF or c in without else c for c in name)
         while escaped != name and escaped in taken:
             escaped += "%"
         taken.add(escaped)
@@ -217,8 +224,8 @@ def output_names(
 
 
 def _fit(stem: str, ending: str = ".png") -> str:
-    """Returns stem + ending in valid Unicode and at most 255 bytes; a cut name ends in a hash of the whole."""
-    [portable] = _portable_names([stem]).values()
+    """Returns stem + ending as a portable name of at most 255 bytes; a cut one ends in a hash of the whole."""
+    [portable] = _portable_names([stem], without="\\").values()
     if len(f"{portable}{ending}".encode()) <= _LONGEST_NAME:
         return f"{portable}{ending}"
     kept = portable.encode()[: _LONGEST_NAME - len(f"-{ending}".encode()) - _HASH_DIGITS].decode(errors="ignore")

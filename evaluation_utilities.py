@@ -8,7 +8,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,17 @@ def read_labels(
 def _claim(verdict: Verdict) -> str:
     item = verdict.item or (verdict.label if verdict.verdict == RIGHT else None)
     return verdict.verdict if item is None else repr(item)
+
+
+def spell_items(labels: Labels, items: Sequence[str]) -> tuple[Labels, Counter[str]]:
+    """Returns labels with the items' own capitals, and of the words that are no item how many labels have them."""
+    spelled = {item.casefold(): item for item in items}
+    said = {
+        source: replace(verdict, item=spelled.get(verdict.item.casefold(), verdict.item))
+        for source, verdict in labels.said.items()
+    }
+    strange = Counter(verdict.item for verdict in said.values() if verdict.item not in {"", *items})
+    return replace(labels, said=said), strange
 
 
 def to_look(labels: Labels, target: float) -> str:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import hashlib
 import importlib
 import itertools
 import json
 import logging
 import math
 import os
+import re
 import shutil
+import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
@@ -29,6 +32,7 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
+from card_utilities import describe_pictures
 from csv_utilities import format_csv
 from errors import ConfigError, OutputError
 from mask_utilities import bounding_box
@@ -37,6 +41,7 @@ from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import CARD, METADATA, write_atomically
 from split_utilities import SPLIT_NAMES, Split, assign_splits, digest, read_splits, write_splits
+from storage_utilities import Place, RemotePath
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -44,10 +49,19 @@ EXPORTS = ("coco", "yolo", "captions", "imagefolder", "masks")
 
 _LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyYAML")}  # module, package
 _OF_MASKS = ("coco", "yolo", "masks")
+_OF_PHOTOS = ("coco", "yolo")
 _LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
+_NEEDED = ("prompt", "mask_area", "width", "height")  # of a record, beyond what makes it one
 _MARK, _SPLITS = ".export.json", "splits.csv"
+_DIGESTS = ".export-"  # and the format: digests of the files that it has written
+_CACHES = ("yolo/segment/labels", "yolo/detect/labels")  # where ultralytics keeps one of each folder of labels
+_OF_SYSTEMS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 _STAGING, _OLD = ".tmp-export", ".tmp-old-"
 _MOST_PIXELS = 100_000_000  # of masks that wait or are being traced: a second copy of each is four times as large
+
+_COCO_INFO = """\
+Made by sam2vit: one object per photo, cut out with SAM 2, labelled by CLIP. Sizes and masks are of the upright photo, \
+as EXIF turns it: with Pillow, as in torchvision's CocoDetection, call PIL.ImageOps.exif_transpose on it first"""
 
 _TOLERANCE = 0.75  # pixels: steps of a slanting edge are 0.71 from it; a quarter of the points, IoU 0.999 at 2 MP
 _SPECK = 0.001  # of the subject: smaller parts are not joined to a YOLO polygon
@@ -57,6 +71,7 @@ _SEAM_POINTS = 512  # of each part, among which the ends of a seam are looked fo
 _YOLO_ENDINGS = frozenset({".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 _YOLO_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _END_OF_JPEG = b"\xff\xd9"
+_AT_ONCE = 1 << 30  # bytes that a system is asked to copy
 _LONGEST_STEM = 200  # bytes, so that an ending and a hash fit into the 255 of common file systems
 
 
@@ -108,18 +123,83 @@ def _refuse_masks(formats: Sequence[str]) -> None:
             raise ConfigError(f"--export {name}: needs masks, and with --no-sam there are none; leave out one of them")
 
 
+def check_folder(folder: Path, formats: Sequence[str]) -> None:
+    """Refuses to replace what is not as exports have written it; what systems and ultralytics leave there may go.
+
+    Args:
+        folder: Of exports; see `export`.
+        formats: Those that are to be replaced.
+
+    Raises:
+        OutputError: The folder is of another origin, can't be read, or holds a file that no export has written, or that
+            has changed since.
+    """
+    try:
+        if _read_mark(folder) is None:
+            names = sorted(each.name for each in folder.iterdir()) if os.path.lexists(folder) else []
+            stranger = next((name for name in names if name not in _OF_SYSTEMS and not name.startswith(".tmp-")), None)
+        else:
+            stranger = next(filter(None, (_find_stranger(folder, name) for name in formats)), None)
+    except OSError as error:
+        raise OutputError(f"--export: {folder}: {error.strerror}; move it out of the way") from None
+    if stranger is not None:
+        raise OutputError(
+            f"--export: {folder / stranger}: is not of an export, or has changed since; move it out of the way"
+        )
+
+
+def _find_stranger(folder: Path, name: str) -> str | None:
+    """Returns a file in the place of a format that is not as it was written; None where there is none."""
+    written = _read_digests(folder, name)
+    for path, digest_of_file in _walk(folder, _place(name)):
+        position = written.searchsorted(digest_of_file)
+        if position == len(written) or written[position] != digest_of_file:
+            return path
+    return None
+
+
+def _walk(folder: Path, place: str) -> Iterator[tuple[str, np.uint64]]:
+    """Yields the files in the place of a format, links among them, each with a digest of its name, size and time."""
+    path = os.path.join(folder, place)  # noqa: PTH118 (of millions of files, each of these is felt)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    within, _, name = place.rpartition("/")
+    if stat.S_ISDIR(status.st_mode):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield from _walk(folder, f"{place}/{entry.name}")
+    elif name not in _OF_SYSTEMS and not (name.endswith(".cache") and within in _CACHES):
+        known = b"%d %d %s" % (status.st_size, status.st_mtime_ns, os.fsencode(place))
+        yield place, np.uint64(int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), "big"))
+
+
+def _read_digests(folder: Path, name: str) -> np.ndarray:
+    """Returns the digests, sorted, of what an export has written in a format, (N,) uint64."""
+    try:
+        return np.fromfile(folder / f"{_DIGESTS}{name}", "<u8")
+    except FileNotFoundError:
+        return np.empty(0, np.uint64)
+
+
+def _write_digests(folder: Path, name: str, digests: np.ndarray) -> None:
+    write_atomically(folder / f"{_DIGESTS}{name}", np.unique(digests).astype("<u8").tobytes())
+
+
 def export(
     formats: Sequence[str],
     rows: Iterable[Mapping[str, Any]],
     *,
     output: Path,
-    dataset_dir: Path,
+    dataset_dir: Place,
     folder: Path,
     items: Sequence[str],
     split: Split | None,
     seed: int,
     captions: Captions,
     threads: int,
+    on_progress: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
     """Writes the rows of a run in other formats, and returns how many photos each of them has.
 
@@ -133,33 +213,42 @@ def export(
     - `imagefolder/<split>/<item>/<name>.png`: the cut-outs, for `datasets.load_dataset`.
     - `masks/<item>/<name>.png`: the masks of the whole photos, 8 bits, 0 and 255.
 
-    Photos and cut-outs are hard links where the file system has them, else symbolic links, else copies. Which photo is
-    in which split stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done,
-    so whoever ends this one has the old or the new.
+    Photos and cut-outs are copies, so that whatever is done to them here is not done to those; they share their blocks
+    on file systems that can, such as Btrfs and XFS. Both folders of YOLO have one copy. Which photo is in which split
+    stands in `splits.csv`. What an earlier export has written is replaced as a whole once all is done, so whoever ends
+    this one has the old or the new. Files that it has not written, or not so, are never replaced.
 
     Args:
         formats: Of `EXPORTS`; see `check_exports`.
         rows: Of metadata.jsonl, those in review among them; read once.
         output: The folder that their `file_name` is relative to.
-        dataset_dir: The folder that their `source` is relative to.
+        dataset_dir: The folder that their `source` is relative to. In an object store it is not looked into, and there
+            can be no YOLO.
         folder: Where to.
         items: The items of the run, which number the classes; an item that is none of them follows after the last.
         split: The shares of the splits; None where there are to be none.
         seed: Of the splits.
         captions: What captions are made of.
         threads: How many photos are prepared at once.
+        on_progress: Called for each row that has been dealt with.
 
     Returns:
-        By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how
-        many have no PNG or no mask any more.
+        By format, how many photos it has; as "left out", how many are in review or called wrong; as "skipped", how many
+        have no PNG or no mask any more, or half a record; as "missing", how many are gone from the dataset, and so from
+        COCO and YOLO.
 
     Raises:
         ConfigError: See `check_exports`; or splits.csv was changed to something else.
-        OutputError: The folder holds files of another origin, or can't be written.
+        OutputError: See `check_folder`; or the folder can't be written, or COCO or YOLO lack all photos.
     """
     check_exports(formats, split=split)
-    photos, left_out = _select(rows, formats, captions)
-    mark = _read_mark(folder, formats)
+    check_folder(folder, formats)
+    photos, left_out, incomplete = _select(rows, formats, captions)
+    for _ in range(left_out + incomplete):
+        on_progress()
+    with_photos = any(name in _OF_PHOTOS for name in formats) and not isinstance(dataset_dir, RemotePath)
+    gone, unnameable = _find_missing(photos, dataset_dir) if with_photos else (frozenset(), frozenset())
+    mark = _read_mark(folder) or {}
     classes = [*items, *sorted({photo.item for photo in photos}.difference(items))]
     staging = folder / _STAGING
     try:
@@ -170,21 +259,23 @@ def export(
         _write_mark(folder, mark)  # before anything else, or a later export would take it for somebody's
         splits = _decide_splits(photos, folder / _SPLITS, split=split, seed=seed)
         staging.mkdir()
-        counts = _stage(
-            formats,
-            _Job(photos, output, dataset_dir, staging, classes, splits, SPLIT_NAMES if split else ("",)),
-            threads=threads,
-        )
-        _write_mark(folder, {**mark, "exports": sorted({*mark["exports"], *formats})})
+        split_names = SPLIT_NAMES if split else ("",)
+        job = _Job(photos, gone | unnameable, output, dataset_dir, staging, classes, splits, split_names)
+        counts = _stage(formats, job, threads=threads, on_progress=on_progress)
+        check_folder(folder, formats)  # again: somebody may have been at work there meanwhile
         for name in formats:
+            written = np.fromiter((each for _, each in _walk(staging, _place(name))), np.uint64)
+            # The old ones, too, until nothing can bring them back.
+            _write_digests(folder, name, np.concatenate([written, _read_digests(folder, name)]))
             _replace(folder, _place(name))
+            _write_digests(folder, name, written)
     except OSError as error:
         raise OutputError(
             f"--export: {error.filename or folder}: {error.strerror or error}; mend that, and export again"
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return {**counts, "left out": left_out, "skipped": counts["skipped"]}
+    return {**counts, "left out": left_out, "skipped": counts["skipped"] + incomplete, "missing": len(gone)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,21 +294,29 @@ class _Job:
     """What the writers share."""
 
     photos: Sequence[_Photo]
+    missing: Collection[str]  # sources of those that COCO and YOLO leave out
     output: Path
-    dataset_dir: Path
+    dataset_dir: Place
     staging: Path
     classes: Sequence[str]
     splits: Mapping[str, str]  # by source
     split_names: Sequence[str]  # an empty one where there are no splits
 
 
-def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions: Captions) -> tuple[list[_Photo], int]:
-    """Returns the photos to export, and how many of the rows are left out."""
+def _select(
+    rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions: Captions
+) -> tuple[list[_Photo], int, int]:
+    """Returns the photos to export, how many of the rows are left out, and how many lack what exports need."""
     photos = []
-    left_out = 0
+    left_out = incomplete = 0
     for row in rows:
         if not _LEFT_OUT.isdisjoint(row["flags"]):
             left_out += 1
+            continue
+        lacking = next((key for key in _NEEDED if key not in row), None)
+        if lacking is not None:
+            _LOGGER.warning("%s: not exported: its record has no %s", row["source"], lacking)
+            incomplete += 1
             continue
         if row["mask_area"] is None:
             _refuse_masks(formats)
@@ -230,7 +329,33 @@ def _select(rows: Iterable[Mapping[str, Any]], formats: Sequence[str], captions:
                 pixels=row["width"] * row["height"],
             )
         )
-    return photos, left_out
+    return photos, left_out, incomplete
+
+
+def _find_missing(photos: Sequence[_Photo], dataset_dir: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Returns the sources of the photos that are gone from the dataset, and of those that readers can't name."""
+    absent = [photo.source for photo in photos if not _is_file(dataset_dir, photo.source)]
+    unnameable = frozenset(source for source in absent if _is_file(dataset_dir, _with_bytes(source)))
+    gone = frozenset(absent) - unnameable
+    if not dataset_dir.is_dir() or (gone and len(gone) == len(photos)):
+        raise OutputError(f"--export: {dataset_dir}: holds none of the photos; say where they are with --dataset-dir")
+    for what, sources in (
+        (f"photos no longer in {dataset_dir}", gone),
+        ("photos whose names are no UTF-8, so that readers could not find them", unnameable),
+    ):
+        if sources:
+            _LOGGER.warning("--export: left out of COCO and YOLO, %s: %d, such as %s", what, len(sources), min(sources))
+    return gone, unnameable
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    return os.path.isfile(os.path.join(folder, name))  # noqa: PTH113, PTH118 (of millions of photos)
+
+
+def _with_bytes(source: str) -> str:
+    """Returns a source as its file may be called; see `dataset_utilities.PhotoFile`."""
+    escaped = source.encode(errors="replace")
+    return os.fsdecode(re.sub(rb"%([89A-F][0-9A-F])", lambda match: bytes([int(match[1], 16)]), escaped))
 
 
 def _caption(row: Mapping[str, Any], captions: Captions) -> str:
@@ -247,25 +372,12 @@ def _place(name: str) -> str:
     return "captions.csv" if name == "captions" else name
 
 
-def _read_mark(folder: Path, formats: Sequence[str]) -> dict[str, Any]:
-    """Returns what earlier exports have noted of themselves; refuses a folder of another origin."""
-    try:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".tmp-"))
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise OutputError(f"--export: {folder}: {error.strerror}; move it out of the way") from None
-    mark = None
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    """Returns what earlier exports have noted of themselves; None where there were none."""
     with contextlib.suppress(OSError, ValueError):
         mark = json.loads((folder / _MARK).read_bytes())
-    if isinstance(mark, dict) and isinstance(mark.get("exports"), list):
-        own = {_place(name) for name in mark["exports"] if isinstance(name, str)}
-        strangers = sorted({_place(name) for name in formats}.intersection(names).difference(own))
-    else:
-        mark, strangers = {"exports": []}, names
-    if strangers:
-        raise OutputError(f"--export: {folder / strangers[0]}: is not of an export; move it out of the way")
-    return mark
+        return mark if isinstance(mark, dict) else None
+    return None
 
 
 def _tidy(folder: Path) -> None:
@@ -323,7 +435,7 @@ def _decide_splits(photos: Sequence[_Photo], path: Path, *, split: Split | None,
     return splits
 
 
-def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
+def _stage(formats: Sequence[str], job: _Job, *, threads: int, on_progress: Callable[[], object]) -> Counter[str]:
     """Writes all formats into the staging folder and returns how many photos each has, and how many were skipped."""
     with contextlib.ExitStack() as stack:
         writers = {name: stack.enter_context(_WRITERS[name](job)) for name in formats}
@@ -338,7 +450,8 @@ def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
                     _cut_out(job, photo).stat()
             except (OSError, ValueError) as error:
                 return getattr(error, "strerror", None) or str(error), {}
-            return None, {name: writer.prepare(photo, subject) for name, writer in writers.items()}
+            missing = _OF_PHOTOS if photo.source in job.missing else ()
+            return None, {name: each.prepare(photo, subject) for name, each in writers.items() if name not in missing}
 
         counts = Counter(dict.fromkeys(formats, 0))
         ahead = map_ahead(
@@ -358,6 +471,7 @@ def _stage(formats: Sequence[str], job: _Job, *, threads: int) -> Counter[str]:
                 if part is not None:
                     writers[name].add(photo, part)
                     counts[name] += 1
+            on_progress()
     return counts
 
 
@@ -431,7 +545,7 @@ class _Coco(_Writer):
         self._images: dict[str, list[str]] = {name: [] for name in job.split_names}
         head = json.dumps(
             {
-                "info": {"description": "Made by sam2vit: one object per photo, cut out with SAM 2, labelled by CLIP"},
+                "info": {"description": _COCO_INFO},
                 "licenses": [],
                 "categories": [
                     {"id": number + 1, "name": item, "supercategory": ""} for item, number in self.numbers.items()
@@ -489,20 +603,13 @@ class _Yolo(_Writer):
 
     def __init__(self, job: _Job) -> None:
         super().__init__(job)
-        endings = {photo.source: PurePosixPath(photo.source).suffix.lower() for photo in job.photos}
+        present = (photo.source for photo in job.photos if photo.source not in job.missing)
+        endings = {source: PurePosixPath(source).suffix.lower() for source in present}
         unreadable = Counter(ending for ending in endings.values() if ending not in _YOLO_ENDINGS)
         if unreadable:
             kinds = ", ".join(sorted(ending or "no ending" for ending in unreadable))
             _LOGGER.warning("--export yolo: left out, as ultralytics does not read %s: %d", kinds, unreadable.total())
-        readable = [source for source, ending in endings.items() if ending in _YOLO_ENDINGS]
-        present = [source for source in readable if (job.dataset_dir / source).is_file()]
-        if len(present) < len(readable):
-            missing = next(iter(set(readable).difference(present)))
-            _LOGGER.warning(
-                "--export yolo: photos no longer in %s: %d, such as %s",
-                *(job.dataset_dir, len(readable) - len(present), missing),
-            )
-        self._stems = _flat_stems(present)
+        self._stems = _flat_stems([source for source, ending in endings.items() if ending in _YOLO_ENDINGS])
         self._used: set[str] = set()
         for task, kind, split in itertools.product(("segment", "detect"), ("images", "labels"), job.split_names):
             self._folder(task, kind, split).mkdir(parents=True)
@@ -519,9 +626,13 @@ class _Yolo(_Writer):
         polygon = _join(subject.outlines) / width_height
         x0, y0, x1, y1 = bounding_box(subject.mask)
         box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / (width_height * 2)
+        copies = [self._folder(task, "images", split) / f"{stem}{original.suffix}" for task in ("segment", "detect")]
+        _copy_photo(original, copies[0])
+        try:
+            os.link(*copies)
+        except OSError:  # a file system without hard links
+            _copy_photo(original, copies[1])
         for task, numbers in (("segment", polygon.ravel()), ("detect", box)):
-            image = self._folder(task, "images", split) / f"{stem}{original.suffix}"
-            _link(original, image, copied=_would_be_repaired(original))
             line = " ".join([f"{self.numbers[photo.item]}", *(f"{number:.6f}" for number in numbers)])
             (self._folder(task, "labels", split) / f"{stem}.txt").write_text(f"{line}\n", encoding="ascii")
         return split
@@ -576,7 +687,9 @@ class _ImageFolder(_Writer):
 
     def prepare(self, photo: _Photo, _subject: _Subject | None) -> str:
         split = self.job.splits[photo.source]
-        _link(_cut_out(self.job, photo), self._folder / split / photo.file_name)
+        copy = self._folder / split / photo.file_name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _copy(_cut_out(self.job, photo), copy)
         return split
 
     def add(self, photo: _Photo, part: str) -> None:
@@ -587,24 +700,22 @@ class _ImageFolder(_Writer):
         used = [name for name in SPLIT_NAMES if name in self._lines]
         for name in used:
             (self._folder / name / METADATA).write_text("".join(self._lines[name]), encoding="ascii")
-        (self._folder / CARD).write_text(_card({name: len(self._lines[name]) for name in used}), encoding="utf-8")
+        (self._folder / CARD).write_text(self._card({name: len(self._lines[name]) for name in used}), encoding="utf-8")
 
-
-def _card(counts: Mapping[str, int]) -> str:
-    """Returns the dataset card; without explicit `configs`, items called `test` or `val` would become splits."""
-    files = "".join(
-        f'  - split: {name}\n    path:\n    - {name}/{METADATA}\n    - "{name}/**/*.png"\n' for name in counts
-    )
-    configs = f"configs:\n- config_name: default\n  data_files:\n{files}" if counts else ""
-    table = "".join(f"| {name} | {count} |\n" for name, count in counts.items())
-    return f"""---
+    def _card(self, counts: Mapping[str, int]) -> str:
+        """Returns the dataset card; without explicit `configs`, items called `test` or `val` would become splits."""
+        files = "".join(
+            f'  - split: {name}\n    path:\n    - {name}/{METADATA}\n    - "{name}/**/*.png"\n' for name in counts
+        )
+        configs = f"configs:\n- config_name: default\n  data_files:\n{files}" if counts else ""
+        table = "".join(f"| {name} | {count} |\n" for name, count in counts.items())
+        return f"""---
 {configs}task_categories:
 - image-classification
 ---
-# Cut-outs by split and item
+# Pictures by split and item
 
-Made by sam2vit: the central subject of each photo, cut out with SAM 2 and labelled by CLIP. The pictures are hard links
-to those of the output, where the file system has them.
+{describe_pictures(self.job.output)}
 
 | split | photos |
 | --- | --- |
@@ -693,22 +804,24 @@ def _same_on_disk(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _would_be_repaired(original: Path) -> bool:
-    """Whether ultralytics would write to a photo: it saves a JPEG anew that does not end as one, in its own place."""
-    with open_regular(original) as file:
-        if file.read(2) != b"\xff\xd8":
-            return False
-        file.seek(-2, os.SEEK_END)
-        return file.read() != _END_OF_JPEG
+def _copy(original: Path, copy: Path) -> None:
+    """Copies the contents of a file; they share their blocks until one is written to, where the file system can."""
+    with open_regular(original) as source, copy.open("wb") as target:
+        with contextlib.suppress(AttributeError, OSError):  # not on this system, or not between these file systems
+            while os.copy_file_range(source.fileno(), target.fileno(), _AT_ONCE):
+                pass
+        shutil.copyfileobj(source, target)  # what is left
 
 
-def _link(original: Path, link: Path, *, copied: bool = False) -> None:
-    """Makes a file a hard link, else a symbolic one, else a copy of another; or a copy at once."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    target = original.resolve(strict=True)
-    if not copied:
-        for attempt in (os.link, os.symlink):
-            with contextlib.suppress(OSError):
-                attempt(target, link)
-                return
-    shutil.copyfile(target, link)
+def _copy_photo(original: Path, copy: Path) -> None:
+    """Copies a photo, and lets a JPEG end as one, or ultralytics would save it anew, in its place.
+
+    The next export would take that for somebody's work. Decoders pass over what follows the picture, such as the notes
+    of some phones.
+    """
+    _copy(original, copy)
+    with copy.open("r+b") as file:
+        if file.read(2) == b"\xff\xd8":
+            file.seek(-2, os.SEEK_END)
+            if file.read() != _END_OF_JPEG:
+                file.write(_END_OF_JPEG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
@@ -13,7 +14,16 @@ from prompt_utilities import DecisionRule
 
 def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Returns the flags that the command line gives, by the names of `Settings`, and nothing that it does not."""
-    return vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(name, [f"--{each.replace('_', '-')}" for each in vars(Settings())], n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        if not name.startswith("-"):
+            hint = f"for a folder of photos write --dataset-dir {name}; "
+        parser.error(f"{name}: no such flag; {hint}see --help")
+    return vars(flags)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -196,7 +206,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
+        raise ConfigError(message if "; " in message else f"{message}; see --help")
 
 
 def _batch_size(text: str) -> int | str:

@@ -30,6 +30,7 @@ from focus_utilities import (
     FocusWord,
     PointRow,
     centre_focus,
+    find_row,
     fixed_focus,
     parse_focus,
     read_points,
@@ -350,8 +351,9 @@ def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:
         height, width = photo.image.shape[:2]
         if isinstance(focus, tuple):
             return fixed_focus(width, height, focus)
-        if photo.file.source in rows:
-            return row_focus(rows[photo.file.source], width, height)
+        row = find_row(rows, photo.file.source)
+        if row is not None:
+            return row_focus(row, width, height)
         if settings.require_focus and isinstance(focus, Path):
             raise NoSubjectError(f"no subject: {focus.name} has no line for it", stage="focus")
         return None

@@ -6,8 +6,9 @@ import csv
 import difflib
 import itertools
 import math
+import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
@@ -83,9 +84,14 @@ def _read_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+_MOST_FRACTION = 1.001
+
+
 @dataclass(frozen=True, slots=True)
 class PointRow:
-    """One photo's row of a points file: fractions of width and height where all its numbers are at most 1, else pixels.
+    """One photo's row of a points file: fractions of width and height where no number is above 1, else pixels.
+
+    What is a little above 1 was rounded: the box of no photo ends within its second pixel.
 
     Attributes:
         point: (x, y).
@@ -98,7 +104,7 @@ class PointRow:
     @property
     def is_fractions(self) -> bool:
         """Whether the numbers are fractions, not pixels."""
-        return max(*self.point, *(self.box or ())) <= 1
+        return max(*self.point, *(self.box or ())) <= _MOST_FRACTION
 
 
 _POINT_COLUMNS, _BOX_COLUMNS = ("x", "y"), ("x0", "y0", "x1", "y1")
@@ -163,7 +169,7 @@ def _to_rows(reader: Any) -> dict[str, PointRow]:
                 f"{_quote(','.join(fields))}: {len(fields)} values under {len(header)} columns; "
                 "put a file name that holds a comma between double quotes"
             )
-        name = fields[columns["file_name"]]
+        name = _to_source(fields[columns["file_name"]])
         if name in rows:
             earlier = lines[list(rows).index(name)]
             raise ConfigError(f"{_quote(name)}: stands in line {earlier}, too; keep one of them")
@@ -216,6 +222,17 @@ def _read_coordinate(column: str, text: str) -> float:
     return number
 
 
+def _to_source(name: str) -> str:
+    """Returns a file name as records have it: `find` writes ./ before it, and Windows backslashes within."""
+    return PurePath(name).as_posix() if name else name
+
+
+def find_row(rows: Mapping[str, PointRow], source: str) -> PointRow | None:
+    """Returns the row of a photo, also where one of both names has its accents apart; None where it has none."""
+    forms = () if source.isascii() else (unicodedata.normalize(form, source) for form in ("NFC", "NFD"))
+    return next((rows[name] for name in (source, *forms) if name in rows), None)
+
+
 def stray_names(rows: Iterable[str], dataset_dir: Path) -> list[str]:
     """Returns those of the first 1,000 names of a points file that name no file of the dataset.
 
@@ -250,11 +267,12 @@ def row_focus(row: PointRow, width: int, height: int) -> Focus:
     Raises:
         PhotoError: The point or the box lies outside the photo.
     """
-    scale_x, scale_y = (width, height) if row.is_fractions else (1, 1)
-    x, y = row.point[0] * scale_x, row.point[1] * scale_y
-    if not row.is_fractions and (int(x) >= width or int(y) >= height):
+    (x, y), box = row.point, row.box
+    if row.is_fractions:
+        x, y = min(x, 1) * width, min(y, 1) * height
+        box = box and (box[0] * width, box[1] * height, min(box[2], 1) * width, min(box[3], 1) * height)
+    elif int(x) >= width or int(y) >= height:
         raise PhotoError(f"its point {x:g},{y:g} lies outside its {width} x {height} pixels", stage="focus")
-    box = row.box and (row.box[0] * scale_x, row.box[1] * scale_y, row.box[2] * scale_x, row.box[3] * scale_y)
     if box and (box[2] > width or box[3] > height):
         corners = ",".join(f"{number:g}" for number in box)
         raise PhotoError(f"its box {corners} reaches outside its {width} x {height} pixels", stage="focus")

@@ -14,6 +14,10 @@ import random
 import signal
 import sys
 import time
+
+if sys.version_info < (3, 10):  # noqa: UP036 (before anything is imported that older ones can't read)
+    sys.exit(f"main.py: needs Python 3.10 or newer, and this is {sys.version.split()[0]}; run .venv/bin/python main.py")
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    config, signals = "", Signals()
+    config, signals, again = "", Signals(), "the same command"
     try:
         settings = read_settings(parse_flags(arguments))
         config = settings.config
+        if settings.overwrite:
+            again += " without --overwrite"
         if settings.list_presets:
             from preview_utilities import list_presets
 
@@ -71,10 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return dry_run(settings, console)
             return afterwards(settings, console) if settings.revises else run(settings, console, signals)
     except UserError as error:
-        _say_error(f"{config}: {error}" if isinstance(error, PromptError) else str(error))
+        message = f"{config}: {error}" if isinstance(error, PromptError) else str(error)
+        _say_error(message.replace("the same command", again))
         return EXIT_UNUSABLE
-    except KeyboardInterrupt:  # while loading; from the first photo on, run() handles it
-        _say_error("interrupted; the same command starts where this one ended")
+    except ModuleNotFoundError as error:
+        print(
+            f"main.py: {error.name} is not installed for {sys.executable}; run .venv/bin/python main.py, which "
+            "'make run' makes, or pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt as error:  # while loading, or in an export; from the first photo on, run() handles it
+        message = str(error).replace("the same command", again)
+        _say_error(message or "interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
 
 
@@ -128,13 +143,13 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     from afterwards_utilities import write_side_products
     from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_line, print_summary
     from dataset_utilities import find_photos, watch_dataset
-    from flow_utilities import check_focus
     from output_utilities import OutputFolder
-    from preview_utilities import run_facts
+    from preview_utilities import check_plan, run_facts
     from provenance_utilities import deciding_settings
+    from record_utilities import iterate_records
 
     check_dataset = watch_dataset(folders.dataset)
-    check_focus(settings)  # before anything is loaded
+    check_plan(settings, folders)  # before anything is loaded
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
         engine = Here(settings, files) if settings.ray is None else stack.enter_context(_on_ray(settings, files))
@@ -185,15 +200,25 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     if isinstance(stopped, UserError):
         raise stopped
     if stopped is not None or signals.stopping():
-        _say_error("interrupted; what was finished is in place, the same command goes on from there")
+        again = f"the same command{' without --overwrite' if settings.overwrite else ''}"
+        _say_error(f"interrupted; what was finished is in place, {again} goes on from there")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
     if not output.total and not output.failures:
         return _say_no_photos(settings)
     facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
-    write_side_products(settings, folders, output.places, settings.items, console, facts=facts)
+    complete = write_side_products(
+        settings,
+        folders,
+        output.places,
+        settings.items,
+        console,
+        records=iterate_records(output.places),
+        count=output.total,
+        facts=facts,
+    )
     if settings.micro:
         _say_what_micro_is_for(console)
-    return EXIT_INCOMPLETE if output.failures else EXIT_COMPLETE
+    return EXIT_COMPLETE if complete and not output.failures else EXIT_INCOMPLETE
 
 
 class Here:
@@ -504,7 +529,7 @@ def load_models(
     from sam_utilities import load_sam2
 
     detector = None
-    if settings.focus == "detector" or settings.verify_focus:
+    if settings.finds_subjects:
         detector = load_detector(settings.detector, machine.device, show_progress=not settings.quiet)
         check_labels(detector, settings.focus_labels or (), flag="--focus-labels")
     clip_model = ClipModel(

@@ -340,7 +340,7 @@ def subject_colours(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         alpha: (H, W) uint8.
     """
     colours = image.copy()
-    box = _surroundings(alpha > 0, 0)
+    box = _surroundings(alpha > 0, 1)  # without a rim, the widths of edges that touch the box could not be told
     if box is None:
         return colours
     part, alpha = colours[box], alpha[box]

@@ -7,14 +7,17 @@ import json
 import logging
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from card_utilities import write_cards
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS
+from csv_utilities import format_csv
 from dataset_utilities import PhotoFile, alternative_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
@@ -44,11 +47,13 @@ from record_utilities import (
 )
 from revision_utilities import REVISIONS, finish_revision
 from storage_utilities import Place, RemotePath
+from verdict_utilities import CORRECTIONS, to_correction
 from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
 
-INFORMATIVE = ("clip_model",)  # what `.run.json` keeps for later, and lets a run go on with another of
+_DOUBTS = {"min_probability", "min_margin", "min_mask_score"}
+INFORMATIVE = ("clip_model", *CAPTION_KEYS)  # what `.run.json` keeps for later, and lets a run go on with another of
 
 
 class OutputFolder:
@@ -105,7 +110,7 @@ class OutputFolder:
             if overwrite:
                 self._delete_earlier_run()
             else:
-                _refuse_other_settings(output / RUN, run_settings)
+                refuse_other_settings(output, run_settings)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             finish_revision(self.places)
             self._orphans = self._take_stock()
@@ -356,20 +361,8 @@ class OutputFolder:
         """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
         if (folder, row["file_name"]) in found and self.places.of(row) == folder:
             return row
-        name = row["file_name"].partition("/")[2]
-        files = [(place, f"{item}/{name}") for place in self.places for item in self._items]
-        there = [each for each in files if each in found]
-        if len(there) != 1:
-            return None
-        [(place, file_name)] = there
-        flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
-        return {
-            **row,
-            "file_name": file_name,
-            "label": file_name.partition("/")[0],
-            "label_source": "human",
-            "flags": [*flags, MOVED, *([REVIEW] if place == self.places.review else [])],
-        }
+        there = [each for each in possible_moves(row, self.places, self._items) if each in found]
+        return moved_record(row, *there[0], self.places) if len(there) == 1 else None
 
     def _write_failures(self) -> None:
         rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
@@ -378,11 +371,24 @@ class OutputFolder:
     def _write_cards(self) -> None:
         write_cards(self.places, self.counts, self.in_review)
 
+    def _keep_corrections(self) -> None:
+        """Writes what people have said of an earlier run's photos beside it, for `--apply` after this one."""
+        lines = list(filter(None, map(to_correction, iterate_records(self.places))))
+        if not lines:
+            return
+        path = self.path.with_name(f"{self.path.resolve().name}-corrections-{time.strftime('%Y%m%d-%H%M%S')}.csv")
+        write_atomically(path, format_csv(CORRECTIONS, lines))
+        _LOGGER.warning(
+            "%s: what people have said of its photos is kept in %s (lines: %d); after this run, --apply brings it back",
+            *(self.path, path, len(lines)),
+        )
+
     def _delete_earlier_run(self) -> None:
         """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then.
 
         Its settings stay, by which the folder is known as one of this program, until those of this run replace them.
         """
+        self._keep_corrections()
         for folder in self.places:
             for row in iterate_records([folder]):
                 path = folder / row["file_name"]
@@ -395,6 +401,24 @@ class OutputFolder:
             for each, _, _ in os.walk(folder, topdown=False):
                 if Path(each) != self.path and not any(Path(each).iterdir()):
                     Path(each).rmdir()
+
+
+def possible_moves(row: Mapping[str, Any], places: Places, items: Sequence[str]) -> list[tuple[Place, str]]:
+    """Returns where a user can have moved the cut-out of a record to, each as (folder, path in it)."""
+    name = row["file_name"].partition("/")[2]
+    return [(place, f"{item}/{name}") for place in places for item in items]
+
+
+def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:
+    """Returns the record of a cut-out that a user has moved: its item is a human's word."""
+    flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
+    return {
+        **row,
+        "file_name": file_name,
+        "label": file_name.partition("/")[0],
+        "label_source": "human",
+        "flags": [*flags, MOVED, *([REVIEW] if place == places.review else [])],
+    }
 
 
 def _find_pngs(folder: Place) -> set[str]:
@@ -412,7 +436,18 @@ def _find_pngs(folder: Place) -> set[str]:
     return found
 
 
-def _refuse_other_settings(path: Place, run_settings: Mapping[str, Any]) -> None:
+def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, unknown: Collection[str] = ()) -> None:
+    """Refuses an output that was made otherwise, and says what would help.
+
+    Args:
+        output: The folder.
+        run_settings: By what this run would be known.
+        unknown: What is not yet known of it.
+
+    Raises:
+        OutputError: It was, or its `.run.json` is damaged.
+    """
+    path = output / RUN
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -422,13 +457,19 @@ def _refuse_other_settings(path: Place, run_settings: Mapping[str, Any]) -> None
     if not isinstance(earlier, dict):
         raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
     wanted = json.loads(json.dumps(run_settings))
-    differing = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and earlier.get(key) != wanted.get(key)]
-    if differing:
-        changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted.get(key))}" for key in differing)
-        raise OutputError(
-            f"--output {path.parent}: was made with other settings: {changes}; "
-            "name another --output, or add --overwrite to start over"
-        )
+    keys = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and key not in unknown]
+    differing = [key for key in keys if earlier.get(key) != wanted.get(key)]
+    if not differing:
+        return
+    changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted.get(key))}" for key in differing)
+    remedies = []
+    if set(differing) <= {*PROMPT_KEYS, *_DOUBTS, "decision"}:
+        if set(differing) <= _DOUBTS & earlier.keys():
+            flags = " ".join(f"--{key.replace('_', '-')} {earlier[key]}" for key in differing)
+            remedies.append(f"add {flags} to go on as before")
+        remedies.append("add --relabel and --config (or --preset) to sort what is there anew, in seconds")
+    remedies += ["name another --output", "add --overwrite to start over"]
+    raise OutputError(f"--output {output}: was made with other settings: {changes}; {', or '.join(remedies)}")
 
 
 def _brief(value: Any, limit: int = 60) -> str:

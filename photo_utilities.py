@@ -43,6 +43,7 @@ from storage_utilities import Place, RemotePath, TooLongError
 # - EPS: a program, which Pillow hands to Ghostscript.
 # - FITS: gunzipped whole, whatever comes out. QOI, MSP, FTEX: decoded in Python.
 _SIGNED = ("HEIF", "AVIF", "BMP", "PCX", "GIF", "PNG", "JPEG", "TIFF", "PPM", "PSD", "SGI", "WEBP")
+_REFUSED = ("JPEG2000", "ICO", "CUR", "ICNS", "EPS", "FITS", "QOI", "MSP", "FTEX")
 _FORMATS = (*_SIGNED, "DIB", "TGA")  # the last two have no signature: icons and films would pass for them
 
 _BAND_PIXELS = 1 << 20  # are converted at a time, so that no step needs the whole picture twice
@@ -109,7 +110,8 @@ def readable_formats() -> tuple[str, ...]:
 def _image_endings() -> frozenset[str]:
     readable_formats()
     heif = {".heic", ".heif", ".hif"}  # a photo even where nothing here can read it
-    return frozenset(heif.union(ending for ending in Image.registered_extensions()))
+    names = {*_FORMATS, *_REFUSED}
+    return frozenset(heif.union(ending for ending, name in Image.registered_extensions().items() if name in names))
 
 
 def is_image(path: Place) -> bool:

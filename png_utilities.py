@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from isal import isal_zlib
@@ -53,13 +54,14 @@ def encode_png(image: np.ndarray, mask: np.ndarray | None = None) -> bytes:
     )
 
 
-def read_mask(path: Place) -> np.ndarray | None:
+def read_mask(path: Place | str) -> np.ndarray | None:
     """Returns the mask that `encode_png` has put into a PNG file, (h, w) bool; None where it holds none.
 
     Raises:
         OSError: The file can't be read.
         ValueError: It is no PNG, or its mask is damaged.
     """
+    path = Path(path) if isinstance(path, str) else path
     remote = isinstance(path, RemotePath)
     with io.BytesIO(path.read_head(_MASK_WITHIN)) if remote else path.open("rb") as file:
         if file.read(len(_SIGNATURE)) != _SIGNATURE:

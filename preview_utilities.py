@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, is_present
+from checkpoint_utilities import SAM2_CHECKPOINTS, check_model, clip_checkpoints, is_present
 from clip_utilities import tokenize
 from config_utilities import Settings, available_presets, read_config
 from console_utilities import count_of, print_facts
@@ -16,9 +16,11 @@ from dataset_utilities import find_photos
 from detector_utilities import detector_checkpoints
 from device_utilities import Machine
 from flow_utilities import check_focus
-from folder_utilities import check_folders
+from folder_utilities import Folders, check_folders
+from output_utilities import refuse_other_settings
 from photo_utilities import is_image
 from prompt_utilities import get_prompts
+from provenance_utilities import LATE, early_settings
 
 _PHOTOS_SHOWN = 20
 _PROMPTS_SHOWN = 8
@@ -37,9 +39,9 @@ def list_presets() -> None:
 def preview(settings: Settings, console: Console) -> bool:
     """Says what a run would do, without loading a model or writing a file; returns whether there are photos."""
     folders, files = check_folders(settings)
-    check_focus(settings)
+    check_plan(settings, folders)
     prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
-    tokenize(prompts)  # says which prompt is too long
+    tokenize(prompts, settings.items)  # says which of them won't do
 
     def describe(model: str, public: Any) -> str:
         state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"
@@ -53,7 +55,7 @@ def preview(settings: Settings, console: Console) -> bool:
         "prompts": _count_prompts(settings),
         "output": settings.output,
     }
-    if settings.focus == "detector" or settings.verify_focus:
+    if settings.finds_subjects:
         facts["detector"] = describe(settings.detector, detector_checkpoints())
     print_facts(console, facts)
     shown = min(_PROMPTS_SHOWN, len(prompts))
@@ -68,6 +70,20 @@ def preview(settings: Settings, console: Console) -> bool:
     if files > _PHOTOS_SHOWN:
         console.print(f"... and {files - _PHOTOS_SHOWN} more", highlight=False)
     return True
+
+
+def check_plan(settings: Settings, folders: Folders) -> None:
+    """Says what would end a run once its models are downloaded and loaded, before they are.
+
+    Raises:
+        UserError: There is no such model, the output was made with other settings, or a file of points won't do.
+    """
+    check_model(settings.clip_model, clip_checkpoints(), flag="--clip-model")
+    if not settings.no_sam:
+        check_model(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+    if not settings.overwrite:
+        refuse_other_settings(folders.output, early_settings(settings), unknown=LATE)
+    check_focus(settings)
 
 
 def run_facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:

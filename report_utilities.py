@@ -3,7 +3,8 @@
 The page and its script stand in `report_page/`; here they get their data. A page that is opened from a file may not
 fetch other files, but it may load scripts: so the data are scripts that hand over an object. `data/index.js` has a few
 numbers of each photo, by which the page sorts and filters; `data/rows-0000.js` and so on have the rest, 500 photos
-each, and are loaded when they are scrolled to.
+each, and are loaded when they are scrolled to. Both name their build, a digest of the photos, their order and labels:
+a page that finds another's rows has been overtaken, and says so.
 """
 
 from __future__ import annotations
@@ -70,14 +71,19 @@ def write_report(
     """
     summary = _Summary(items)
     shown, sample_ends = _choose(map(summary.add, rows))
+    counted, columns = summary.to_dict(), summary.columns(shown)
+    # What verdicts rest on: a page that was opened before must not take the photos of this one for its own.
+    names = [row["file_name"] for row in shown]
+    build = _digest(json.dumps([counted["items"], counted["flags"], columns, names]).encode())
     index = {
-        "key": hashlib.sha256(os.fsencode(_absolute(places.output))).hexdigest()[:16],
+        "key": _digest(os.fsencode("\0".join(map(_absolute, (places.output, dataset_dir))))),
+        "build": build,
         "title": places.output.name,
         "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "facts": list(facts.items()),
-        **summary.to_dict(),
+        **counted,
         "failures": _group(failures),
-        "columns": summary.columns(shown),
+        "columns": columns,
         "sample_ends": sample_ends,
         "chunk": _CHUNK,
         "folders": {
@@ -96,7 +102,8 @@ def write_report(
         for number, begin in enumerate(range(0, len(shown), _CHUNK)):
             some = shown[begin : begin + _CHUNK]
             described = map_ahead(lambda row: _describe(row, places), some, threads=threads, ahead=4 * threads)
-            _write(data / f"rows-{number:04}.js", f"sam2vit.rows({number}, {_to_script(list(described))});\n".encode())
+            script = f'sam2vit.rows("{build}", {number}, {_to_script(list(described))});\n'
+            _write(data / f"rows-{number:04}.js", script.encode())
         write_atomically(data / "index.js", f"sam2vit.index({_to_script(index)});\n".encode())
         for name in (*_SOURCES, PAGE):
             write_atomically(folder / name, (PROGRAM_DIR / "report_page" / name).read_bytes())
@@ -216,7 +223,6 @@ def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
     return {
         "name": row["file_name"],
         "source": row["source"],
-        "label": row["label"],
         "prompt": row["prompt"],
         "top": [[each["item"], each["probability"]] for each in row["top_items"]],
         "width": row["width"],
@@ -251,6 +257,10 @@ def _to_script(value: Any) -> str:
     """Returns a value as JSON that stands safely in a script, whatever names it holds."""
     # ASCII: neither line separators nor halves of surrogate pairs; and nothing that HTML knows.
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _absolute(folder: Place) -> str:

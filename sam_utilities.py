@@ -384,6 +384,9 @@ def predict_sam2(
 
     from focus_utilities import Focus, centre_focus, grid_points
 
+    if not images:
+        return []
+
     sizes_wh = [(image.shape[1], image.shape[0]) for image in images]
     if grid:
         tried = [[Focus("grid", (int(x), int(y))) for x, y in grid_points(*size_wh)] for size_wh in sizes_wh]

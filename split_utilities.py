@@ -114,7 +114,7 @@ def _most_missed(
 ) -> str:
     if targets["train"] and not count["train"]:
         return "train"
-    # Rounded, or 0.1 * 30 is a little more than 3, and asks for a fourth.
+    # Rounded, or 0.07 * 100 is a little more than 7, and asks for an eighth.
     behind = {name: round(target - count[name], 9) for name, target in targets.items()}
     whole = [name for name, missing in behind.items() if missing >= 1]
     if whole:

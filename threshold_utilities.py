@@ -136,12 +136,14 @@ def _find_starts(kept: list[int], labels: int, photos: int, *, target: float, al
     The first is where so many labels are to be expected that one wrong among them does not end it, or where there are
     too few for that anywhere, none; the last is all photos; the others lie between them.
     """
+    if labels == photos:  # nothing is left to chance
+        return set(range(len(kept)))
     for wrong in (1, 0):
-        for first, count in enumerate(kept):
+        for count in kept:
             expected = round(labels * count / photos)
             if expected > wrong and _p_value(expected, expected - wrong, count, target=target) <= alpha / _STARTS:
                 wanted = np.geomspace(count, photos, _STARTS)
-                return {int(np.argmin(np.abs(np.log(kept) - np.log(each)))) for each in wanted} | {first}
+                return {int(np.argmin(np.abs(np.log(kept) - np.log(each)))) for each in wanted}
     return {len(kept) - 1}
 
 

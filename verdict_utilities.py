@@ -7,12 +7,14 @@ import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import csv_utilities
 from errors import ConfigError
 from record_utilities import BAD_MASK, WRONG
 
 RIGHT = "right"
+CORRECTIONS = ("file_name", "item", "verdict", "source")  # columns
 VERDICTS = (RIGHT, WRONG, BAD_MASK)  # the latter two are flags of records, too
 
 
@@ -104,6 +106,13 @@ def read_class_folders(path: Path) -> list[Verdict]:
             whole = PurePosixPath(*parts)
             said.append(Verdict((str(whole), str(PurePosixPath(*parts[1:]))), RIGHT, to_item(parts[0])))
     return said
+
+
+def to_correction(row: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """Returns the line, under `CORRECTIONS`, that says what people have said of a record; None where nobody has."""
+    item = row["label"] if row["label_source"] == "human" else ""
+    doubt = next((flag for flag in (BAD_MASK, WRONG) if flag in row["flags"]), None)
+    return (row["file_name"], item, doubt or RIGHT, row["source"]) if item or doubt else None
 
 
 def to_item(text: str) -> str:

@@ -10,14 +10,16 @@ const sam2vit = (() => {
 
   let report = null;
   let columns = null;
-  let chunks = []; // of rows; undefined before they are asked for, null while they are loaded
+  let chunks = []; // of rows; undefined before they are asked for, null while they are loaded, false if that failed
   let waiting = new Map(); // chunk -> what is to be done when it has come
   let view = []; // the numbers of the photos that the filters let pass, in order
   let shuffled = null;
   let position = 0; // in the view, of the selected photo
   let focusWanted = false;
   let texts = null; // of all rows in lower case, once the text filter has asked for them
-  let verdicts = new Map(); // id -> {verdict, item, name}
+  let rebuilt = false; // since this page was opened: other photos are in the chunks than its index says
+  let verdicts = new Map(); // id -> {verdict, item, label, name, source}; the label that it is about, not a later one
+  let unstored = new Set(); // ids of the verdicts that the storage had no room for
   let history = [];
   let numberById = new Map();
   const cells = new Map(); // number -> element
@@ -40,6 +42,14 @@ const sam2vit = (() => {
     return made;
   }
 
+  // A name, which may run from right to left, or turn what follows it.
+  const bdi = (text) => element("bdi", { text });
+
+  const write = (node, text) => {
+    if (node.textContent !== text) node.textContent = text; // else a screen reader would say it again
+  };
+
+  const shellWord = (text) => (/^[\w./:@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
   const urlOf = (folder, path) => folder + path.split("/").map(encodeURIComponent).join("/");
@@ -64,25 +74,34 @@ const sam2vit = (() => {
     else load(Math.floor(number / report.chunk), () => then(rowOf(number)));
   }
 
+  const fileOf = (chunk) => `data/rows-${String(chunk).padStart(4, "0")}.js`;
+
   function load(chunk, then = () => {}) {
     if (chunks[chunk]) {
       then();
       return;
     }
+    if (rebuilt) return;
     waiting.set(chunk, [...(waiting.get(chunk) || []), then]);
     if (chunks[chunk] === null) return;
     chunks[chunk] = null;
-    const script = document.createElement("script");
-    script.src = `data/rows-${String(chunk).padStart(4, "0")}.js`;
-    script.onerror = () => {
-      chunks[chunk] = undefined;
+    // The build is in the address, so that a server's page gets none of an earlier build from the browser's cache.
+    const script = element("script", { src: `${fileOf(chunk)}?${report.build}` });
+    script.onload = script.onerror = () => {
+      if (chunks[chunk] !== null) return;
+      chunks[chunk] = false;
       waiting.delete(chunk);
-      byId("shown").textContent = `${script.getAttribute("src")} can't be read: build the report again`;
+      showCount();
+      showWarnings();
     };
     document.head.append(script);
   }
 
-  function rows(chunk, list) {
+  function rows(build, chunk, list) {
+    if (build !== report.build) {
+      rebuilt = true;
+      return;
+    }
     chunks[chunk] = list;
     const then = waiting.get(chunk) || [];
     waiting.delete(chunk);
@@ -90,6 +109,7 @@ const sam2vit = (() => {
   }
 
   function loadAll(then) {
+    if (rebuilt) return;
     const count = Math.ceil(columns.item.length / report.chunk);
     const next = (chunk) => {
       if (chunk === count) {
@@ -105,48 +125,92 @@ const sam2vit = (() => {
 
   // Verdicts
 
+  // The browser's, which the tabs of a report share; where that is blocked, an object that goes with the page.
+  const stored = openStorage();
+  const storage = stored || {};
   const storageKey = (id) => `sam2vit:${report.key}:${id}`;
+  const storedIds = () => {
+    const prefix = storageKey("");
+    return Object.keys(storage).filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));
+  };
+
+  function openStorage() {
+    try {
+      return window.localStorage;
+    } catch { // SecurityError
+      return null;
+    }
+  }
 
   function readVerdicts() {
-    const prefix = storageKey("");
-    for (let place = 0; place < localStorage.length; place += 1) {
-      const key = localStorage.key(place);
-      if (!key.startsWith(prefix)) continue;
-      const [verdict, item, name] = JSON.parse(localStorage.getItem(key));
-      verdicts.set(key.slice(prefix.length), { verdict, item, name });
+    verdicts = new Map([...verdicts].filter(([id]) => unstored.has(id)));
+    for (const id of storedIds()) if (!unstored.has(id)) take(id, storage[storageKey(id)]);
+  }
+
+  // A verdict on another label than the photo has now is outdated, and as if it were not there.
+  function take(id, text) {
+    let said = null;
+    try {
+      said = JSON.parse(text);
+    } catch { // whoever has written it, it is no verdict
+    }
+    const number = numberById.get(id);
+    if (number !== undefined && said?.label === itemOf(number)) verdicts.set(id, said);
+    else verdicts.delete(id);
+  }
+
+  // What another tab has said.
+  function onStorage(event) {
+    const id = event.key?.slice(storageKey("").length);
+    if (event.key === null) { // all is gone
+      history = [];
+      readVerdicts();
+      redraw();
+    } else if (event.key === storageKey(id) && numberById.has(id)) {
+      unstored.delete(id);
+      history = history.filter(([each]) => each !== id);
+      take(id, event.newValue);
+      refresh(numberById.get(id));
+      showProgress();
     }
   }
 
   function keep(id, said) {
+    unstored.delete(id);
     if (said) {
       verdicts.set(id, said);
       try {
-        localStorage.setItem(storageKey(id), JSON.stringify([said.verdict, said.item, said.name]));
-      } catch {
-        byId("shown").textContent = "This browser has no more room: save the corrections now, then clear";
+        storage[storageKey(id)] = JSON.stringify(said);
+      } catch { // QuotaExceededError
+        unstored.add(id);
       }
     } else {
       verdicts.delete(id);
-      localStorage.removeItem(storageKey(id));
+      delete storage[storageKey(id)];
     }
   }
 
   function say(verdict, item = "") {
     const number = view[position];
-    if (number === undefined) return;
+    if (number === undefined || rebuilt) return;
     withRow(number, (row) => {
       const id = columns.id[number];
+      const label = itemOf(number);
       history.push([id, verdicts.get(id)]);
-      keep(id, { verdict, item: verdict === "right" ? itemOf(number) : item, name: row.name });
+      keep(id, { verdict, item: verdict === "right" ? label : item, label, name: row.name, source: row.source });
       const filtered = byId("reviewed").value !== "";
-      if (filtered) filter();
-      else refresh(number);
+      if (filtered) {
+        filter();
+      } else {
+        refresh(number);
+        showProgress();
+      }
       move(filtered ? 0 : 1);
     });
   }
 
   function undo() {
-    const last = history.pop();
+    const last = rebuilt ? undefined : history.pop();
     if (!last) return;
     const [id, before] = last;
     keep(id, before);
@@ -169,13 +233,15 @@ const sam2vit = (() => {
   function toCsv() {
     const lines = [...verdicts.values()]
       .sort((one, other) => (one.name < other.name ? -1 : 1))
-      .map((said) => [said.name, said.item, said.verdict]);
-    return [["file_name", "item", "verdict"], ...lines]
+      .map((said) => [said.name, said.item, said.verdict, said.source]);
+    return [["file_name", "item", "verdict", "source"], ...lines]
       .map((line) => `${line.map((text) => quoted(toCell(text))).join(",")}\r\n`)
       .join("");
   }
 
   function save() {
+    readVerdicts();
+    redraw();
     const blob = new Blob(["\ufeff", toCsv()], { type: "text/csv;charset=utf-8" });
     const link = element("a", { href: URL.createObjectURL(blob), download: "corrections.csv" });
     link.click();
@@ -184,7 +250,7 @@ const sam2vit = (() => {
 
   function clear() {
     if (!verdicts.size || !window.confirm(`Forget ${plural(verdicts.size, "verdict")}?`)) return;
-    for (const id of [...verdicts.keys()]) keep(id, undefined);
+    for (const id of [...verdicts.keys(), ...storedIds()]) keep(id, undefined);
     history = [];
     filter();
   }
@@ -195,6 +261,40 @@ const sam2vit = (() => {
     byId("progress").value = count;
     byId("reviewed-count").textContent = `${count.toLocaleString("en")} reviewed`;
     byId("save").disabled = byId("clear").disabled = count === 0;
+    showSampleNote();
+    showWarnings();
+  }
+
+  // The sample is the beginning of the random order, up to the first photo without a verdict.
+  function showSampleNote() {
+    byId("sample-note").hidden = byId("order").value !== "random";
+    if (byId("sample-note").hidden) return;
+    const order = ordered();
+    const gap = order.findIndex((number) => !verdicts.has(columns.id[number]));
+    const outside = verdicts.size - (gap < 0 ? order.length : gap);
+    write(byId("sample-note"),
+      view.length < order.length
+        ? "A filter is on: what is reviewed now is no random sample of the whole output."
+        : outside
+          ? `${plural(outside, "verdict")} ${outside === 1 ? "lies" : "lie"} outside the random sample, which ends before ` +
+            "the first photo of this order that has none, or was skipped. The file that you save would not tell how " +
+            "precise the whole output is."
+          : "In this order your verdicts are a random sample, if you skip none: only such labels tell how precise the " +
+            "whole output is. Save them, and give the file to --evaluate.");
+  }
+
+  function showWarnings() {
+    const failed = chunks.indexOf(false);
+    const lines = [
+      rebuilt
+        ? "The report was rebuilt after this page was opened: reload it. Until then it takes no verdicts."
+        : failed >= 0 && `${fileOf(failed)} can't be read: reload this page, or build the report again.`,
+      !stored && "This browser keeps nothing for this page: verdicts are lost on reload unless you save them.",
+      unstored.size &&
+        `This browser has no more room for ${plural(unstored.size, "verdict")}: save the corrections now, then clear.`,
+    ];
+    const text = lines.filter(Boolean).join("\n");
+    for (const each of document.querySelectorAll(".warning")) write(each, text);
   }
 
   // Filters
@@ -204,7 +304,10 @@ const sam2vit = (() => {
 
   function readHash() {
     const given = new URLSearchParams(location.hash.slice(1));
-    for (const name of FIELDS) byId(name).value = given.get(name) ?? DEFAULTS[name] ?? "";
+    for (const name of FIELDS) {
+      byId(name).value = given.get(name) ?? DEFAULTS[name] ?? "";
+      if (byId(name).selectedIndex < 0) byId(name).value = DEFAULTS[name] ?? ""; // an item that is there no longer
+    }
   }
 
   function writeHash() {
@@ -234,8 +337,8 @@ const sam2vit = (() => {
       loadAll(filter);
       return;
     }
-    const item = byId("item").value === "" ? -1 : Number(byId("item").value);
-    const flag = byId("flag").value === "" ? 0 : 1 << Number(byId("flag").value);
+    const item = byId("item").value === "" ? -1 : report.items.indexOf(byId("item").value);
+    const flag = byId("flag").value === "" ? 0 : 1 << report.flags.indexOf(byId("flag").value);
     const low = byId("low").value === "" ? 0 : Number(byId("low").value);
     const high = byId("high").value === "" ? 1 : Number(byId("high").value);
     const reviewed = byId("reviewed").value;
@@ -249,11 +352,14 @@ const sam2vit = (() => {
         (!text || texts[number].includes(text)),
     );
     position = Math.max(0, Math.min(position, view.length - 1));
-    byId("shown").textContent = `${view.length.toLocaleString("en")} of ${plural(columns.item.length, "photo")}`;
-    byId("sample-note").hidden = byId("order").value !== "random";
+    showCount();
     byId("grid").className = byId("details").className = byId("ground").value;
     writeHash();
     redraw();
+  }
+
+  function showCount() {
+    byId("shown").textContent = `${view.length.toLocaleString("en")} of ${plural(columns.item.length, "photo")}`;
   }
 
   // The grid: only the cells that are seen, and a few around them, exist
@@ -270,7 +376,8 @@ const sam2vit = (() => {
     for (const cell of cells.values()) cell.remove();
     cells.clear();
     byId("viewport").querySelector(".none")?.remove();
-    if (!view.length) byId("viewport").append(element("p", { className: "none", text: "No photo passes these filters." }));
+    const none = columns.item.length ? "No photo passes these filters." : "This output has no photos.";
+    if (!view.length) byId("viewport").append(element("p", { className: "none", text: none }));
     draw();
     showProgress();
     if (byId("details").open) showDetails();
@@ -312,7 +419,7 @@ const sam2vit = (() => {
     const cell = element("div", { className: "cell", role: "option", id: `photo-${number}` },
       element("div", { className: "picture" }, cut, photo),
       element("div", { className: "caption" },
-        element("span", { className: "label", text: itemOf(number) }),
+        element("span", { className: "label" }, bdi(itemOf(number))),
         element("span", { className: "sure", text: percent(columns.probability[number]) })),
       element("div", { className: "note" }),
     );
@@ -335,7 +442,7 @@ const sam2vit = (() => {
     const name = row ? row.source : "";
     const flags = flagsOf(number);
     const note = cell.querySelector(".note");
-    note.textContent = flags.length ? flags.join(", ") : name;
+    note.replaceChildren(flags.length ? flags.join(", ") : bdi(name));
     note.classList.toggle("flagged", flags.length > 0);
     const said = describeVerdict(verdicts.get(columns.id[number]));
     cell.querySelector(".verdict")?.remove();
@@ -344,7 +451,6 @@ const sam2vit = (() => {
     cell.querySelector(".photo").alt = `The photo ${name}`;
     cell.title = name;
     if (byId("details").open && number === view[position]) showDetails();
-    showProgress();
   }
 
   function select(place) {
@@ -373,7 +479,7 @@ const sam2vit = (() => {
     }
     withRow(number, (row) => {
       if (number !== view[position]) return;
-      byId("details-title").textContent = `${itemOf(number)}: ${row.source}`;
+      byId("details-title").replaceChildren(bdi(itemOf(number)), ": ", bdi(row.source));
       const said = describeVerdict(verdicts.get(columns.id[number]));
       byId("details-verdict").textContent = said ? said[1] : "";
       byId("details-verdict").className = said ? said[0] : "";
@@ -421,23 +527,23 @@ const sam2vit = (() => {
     const facts = [
       ["probability of the item", percent(columns.probability[number])],
       ["lead over the next", percent(columns.margin[number])],
-      ["prompt", row.prompt],
+      ["prompt", bdi(row.prompt)],
       ["mask score", score === null ? "not cut" : score.toFixed(3)],
       ["mask area", area === null ? "not cut" : percent(area)],
       ["flags", flagsOf(number).join(", ") || "none"],
       ["label by", columns.human[number] ? "a human" : "the model"],
-      ["photo", `${row.source}, ${row.width} x ${row.height}`],
-      ["cut-out", row.name],
+      ["photo", bdi(row.source), `, ${row.width} x ${row.height}`],
+      ["cut-out", bdi(row.name)],
     ];
     byId("numbers").replaceChildren(
-      ...facts.flatMap(([name, value]) => [element("dt", { text: name }), element("dd", { text: value })]),
+      ...facts.flatMap(([name, ...value]) => [element("dt", { text: name }), element("dd", {}, ...value)]),
     );
     byId("top").tBodies[0].replaceChildren(
       ...row.top.map(([item, probability]) => {
         const bar = element("span");
         bar.style.width = percent(probability);
         return element("tr", {},
-          element("th", { scope: "row", text: item }),
+          element("th", { scope: "row" }, bdi(item)),
           element("td", { className: "graph" }, bar),
           element("td", { className: "number", text: percent(probability) }));
       }),
@@ -457,7 +563,7 @@ const sam2vit = (() => {
   let choices = [];
 
   function openChoice() {
-    if (!view.length) return;
+    if (!view.length || rebuilt) return;
     byId("choice-text").value = "";
     showChoices();
     byId("choice").showModal();
@@ -472,7 +578,7 @@ const sam2vit = (() => {
     choices.sort((one, other) => starts(other) - starts(one) || probable.indexOf(other) - probable.indexOf(one));
     chosen = 0;
     byId("choice-list").replaceChildren(
-      ...choices.map((item, place) => element("li", { role: "option", id: `choice-${place}`, text: item })),
+      ...choices.map((item, place) => element("li", { role: "option", id: `choice-${place}` }, bdi(item))),
     );
     markChoice();
   }
@@ -541,10 +647,12 @@ const sam2vit = (() => {
     if (shown < all) parts.push(`of all ${all.toLocaleString("en")}, this page has the ${shown.toLocaleString("en")} most doubtful`);
     byId("counts").textContent = parts.join(", ");
     byId("title").textContent = report.title;
+    const place = shellWord(new Map(report.facts).get("output") ?? report.title);
+    byId("apply-command").textContent = `python main.py --output ${place} --apply corrections.csv`;
     document.title = `${report.title}: sam2vit report`;
     byId("facts").replaceChildren(
       ...[...report.facts, ["this page", report.made]].flatMap(([name, value]) =>
-        [element("dt", { text: name }), element("dd", { text: value })]),
+        [element("dt", { text: name }), element("dd", {}, bdi(value))]),
     );
   }
 
@@ -553,11 +661,11 @@ const sam2vit = (() => {
     byId("failures-box").hidden = total === 0;
     byId("failures-count").textContent = `${plural(total, "photo")} failed`;
     for (const group of report.failures) {
-      const list = element("ul", {}, ...group.sources.map((source) => element("li", { text: source })));
+      const list = element("ul", {}, ...group.sources.map((source) => element("li", {}, bdi(source))));
       if (group.count > group.sources.length) {
         list.append(element("li", { text: `and ${group.count - group.sources.length} more in failures.jsonl` }));
       }
-      byId("failures").append(element("h2", { className: "small", text: `${group.count} in ${group.stage}: ${group.reason}` }), list);
+      byId("failures").append(element("h2", { className: "small" }, `${group.count} in ${group.stage}: `, bdi(group.reason)), list);
     }
   }
 
@@ -570,12 +678,12 @@ const sam2vit = (() => {
 
   function itemChart() {
     const shownItems = report.items
-      .map((item, index) => [item, index, ...report.per_item[index]])
-      .filter(([, , output, review]) => output + review > 0)
-      .sort((one, other) => other[2] + other[3] - one[2] - one[3]);
-    const most = Math.max(1, ...shownItems.map(([, , output, review]) => output + review));
+      .map((item, index) => [item, ...report.per_item[index]])
+      .filter(([, output, review]) => output + review > 0)
+      .sort((one, other) => other[1] + other[2] - one[1] - one[2]);
+    const most = Math.max(1, ...shownItems.map(([, output, review]) => output + review));
     const svg = canvas(310, 19 * shownItems.length, "group", "Photos by item");
-    shownItems.forEach(([item, index, output, review], place) => {
+    shownItems.forEach(([item, output, review], place) => {
       const top = 19 * place;
       const link = drawn("a", { role: "button", tabindex: "0" });
       const short = item.length > 17 ? `${item.slice(0, 16)}…` : item;
@@ -587,7 +695,7 @@ const sam2vit = (() => {
         drawn("text", { x: 120 + (150 * (output + review)) / most, y: top + 13 }, (output + review).toLocaleString("en")),
       );
       const choose = () => {
-        byId("item").value = String(index);
+        byId("item").value = item;
         filter();
       };
       link.addEventListener("click", choose);
@@ -676,7 +784,7 @@ const sam2vit = (() => {
     byId("evaluation-box").hidden = !found && !report.pictures.length;
     if (found?.accuracy) {
       const body = (found.items || []).map((each) =>
-        element("tr", {}, element("th", { scope: "row", text: each.item }),
+        element("tr", {}, element("th", { scope: "row" }, bdi(each.item)),
           ...[interval(each.precision), interval(each.recall), String(each.support ?? "")].map((text) =>
             element("td", { className: "number", text }))));
       const head = ["item", "precision", "recall", "labels"].map((text, place) =>
@@ -690,8 +798,8 @@ const sam2vit = (() => {
     byId("evaluation").append(...report.pictures.map((each) => element("img", { src: each.src, alt: each.alt })));
   }
 
-  function fillSelect(id, all, names, order) {
-    const options = order.map((index) => element("option", { value: String(index), text: names[index] }));
+  function fillSelect(id, all, names) {
+    const options = names.map((name) => element("option", { value: name, text: name }));
     byId(id).replaceChildren(element("option", { value: "", text: all }), ...options);
   }
 
@@ -723,8 +831,9 @@ const sam2vit = (() => {
     byId("details").addEventListener("close", () => select(position));
     byId("choice-text").addEventListener("input", showChoices);
     byId("choice-text").addEventListener("keydown", onChoiceKey);
-    byId("choice-list").addEventListener("click", (event) => takeChoice([...byId("choice-list").children].indexOf(event.target)));
+    byId("choice-list").addEventListener("click", (event) => takeChoice([...byId("choice-list").children].indexOf(event.target.closest("li"))));
     document.addEventListener("keydown", onKey);
+    window.addEventListener("storage", onStorage);
   }
 
   function index(given) {
@@ -733,9 +842,8 @@ const sam2vit = (() => {
     chunks = new Array(Math.ceil(columns.item.length / report.chunk));
     columns.id.forEach((id, number) => numberById.set(id, number));
     readVerdicts();
-    const used = report.items.map((_, place) => place).filter((place) => report.per_item[place].some(Boolean));
-    fillSelect("item", "all items", report.items, used);
-    fillSelect("flag", "any or none", report.flags, report.flags.map((_, place) => place));
+    fillSelect("item", "all items", report.items.filter((_, place) => report.per_item[place].some(Boolean)));
+    fillSelect("flag", "any or none", report.flags);
     byId("low").value = byId("high").value = "";
     showCounts();
     showFailures();

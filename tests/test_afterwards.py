@@ -12,6 +12,7 @@ from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
 from png_utilities import read_mask
 from program import contents, pngs, rows
+from thumbnail_utilities import source_digest
 
 
 @pytest.fixture
@@ -175,8 +176,66 @@ def test_the_labels_are_measured(done, afterwards, config, tmp_path):
     assert index(tmp_path / "out-report")["evaluation"]["accuracy"]["count"] == 6
     assert (tmp_path / "out-report" / "confusion.svg").read_text().startswith("<svg")
     assert "0.83" in out
-    afterwards("--relabel", "--config", config)
+    afterwards("--relabel", "--config", config, "--decision", "ensemble")
     assert index(tmp_path / "out-report")["evaluation"] is None
+    afterwards("--evaluate", path)
+    assert "Taken back: --relabel" in afterwards("--undo")[1]
+    assert index(tmp_path / "out-report")["evaluation"] is None
+
+
+def test_a_word_that_is_no_item_is_named_with_the_one_that_may_be_meant(done, afterwards, tmp_path):
+    lines = [(source, row["label"].upper()) for source, row in records(done).items()]
+    lines = [(source, "bleu" if place < 2 else label) for place, (source, label) in enumerate(lines)]
+    out = afterwards("--evaluate", write_csv(tmp_path / "l.csv", ["file_name", "item"], lines))[1]
+    assert "'bleu' is no item of this output: labels 2; did you mean 'blue'?" in out
+    assert "RED" not in out
+
+
+def test_each_look_for_a_threshold_is_counted_once(done, afterwards, tmp_path):
+    lines = [(source, row["label"]) for source, row in records(done).items()]
+    for count, looks in ((3, 1), (3, 1), (4, 2), (3, 2)):
+        path = write_csv(tmp_path / "l.csv", ["file_name", "item"], lines[:count])
+        afterwards("--evaluate", path, "--target-precision", "0.99")
+        assert len(json.loads((tmp_path / "out-report" / "evaluation.json").read_text())["looks"]) == looks
+
+
+def test_verdicts_that_are_no_sample_are_warned_of(done, afterwards, tmp_path):
+    ordered = sorted(records(done).values(), key=lambda row: source_digest(row["source"]))
+    lines = [(row["file_name"], row["label"], "right", row["source"]) for row in ordered]
+    columns = ["file_name", "item", "verdict", "source"]
+    flags = "--evaluate", tmp_path / "c.csv", "--target-precision", "0.9"
+    write_csv(tmp_path / "c.csv", columns, lines[:2])
+    assert "random sample" not in afterwards(*flags)[1]
+    write_csv(tmp_path / "c.csv", columns, lines[1:3])
+    assert "beyond the page's random sample, or after a photo that it skips: 2;" in afterwards(*flags)[1]
+
+
+def test_prompts_are_named_where_photos_are_labelled_anew(done, afterwards):
+    code, _, err = afterwards("--relabel")
+    assert (code, err) == (2, "main.py: --relabel: with which prompts? add --config FILE, or --preset NAME\n")
+
+
+def test_what_people_said_outlives_an_overwrite(done, run, afterwards, tmp_path):
+    first, second, third = list(records(done).values())[:3]
+    other = next(item for item in ("red", "blue") if item != first["label"])
+    said = [(first, other, "wrong"), (second, "", "wrong"), (third, "", "bad mask")]
+    lines = [(row["file_name"], item, verdict) for row, item, verdict in said]
+    afterwards("--apply", write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], lines))
+    before = records(done) | records(tmp_path / "out-review")
+    code, out, _ = run("--overwrite")
+    assert (code, records(done)[first["source"]]["label_source"]) == (0, "model")
+    [kept] = tmp_path.glob("out-corrections-*.csv")
+    assert f"is kept in {kept} (lines: 3)" in out.replace("\n", " ").replace("  ", " ")
+    afterwards("--apply", kept)
+    after = records(done) | records(tmp_path / "out-review")
+    for source in (first["source"], second["source"], third["source"]):
+        assert {**after[source], "seconds": 0} == {**before[source], "seconds": 0}
+
+
+def test_starting_over_leaves_no_picture_of_another_photo(done, run, tmp_path):
+    assert (tmp_path / "out-report" / "thumbnails").exists()
+    run("--overwrite", "--no-report")
+    assert not (tmp_path / "out-report" / "thumbnails").exists()
 
 
 def test_too_few_labels_promise_nothing_and_say_so(done, afterwards, tmp_path):
@@ -244,18 +303,126 @@ def test_exports_are_written_beside_a_run_and_later(run, afterwards, tmp_path):
     assert len(list((export / "yolo" / "segment" / "labels").rglob("*.txt"))) == 6
 
 
+def test_photos_that_have_moved_are_found_where_they_are_said_to_be(done, afterwards, photos, tmp_path):
+    photos.rename(tmp_path / "moved")
+    code, _, err = afterwards("--report-only", "--no-report", "--export", "yolo")
+    assert (code, "photos: holds none of the photos; say where they are with --dataset-dir" in err) == (2, True)
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "yolo", "-i", tmp_path / "moved")
+    assert (code, "yolo 6" in out) == (0, True)
+
+
+def test_a_foreign_export_folder_is_found_before_a_run(run, tmp_path):
+    (tmp_path / "out-export" / "sub").mkdir(parents=True)
+    (tmp_path / "out-export" / ".DS_Store").touch()
+    (tmp_path / "out-export" / "sub" / "notes.txt").write_text("mine")
+    code, out, err = run("--export", "captions")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'out-export' / 'sub'}: is not of an export" in err
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(tmp_path / "out-export" / "sub")
+    assert run("--no-report", "--export", "captions")[0] == 0
+
+
+def test_an_export_that_fails_costs_no_page(run, photos, afterwards, tmp_path):
+    run("--no-report")
+    shutil.rmtree(photos)
+    code, _, err = afterwards("--report-only", "--export", "coco")
+    assert (code, "holds none of the photos" in err) == (2, True)
+    assert (tmp_path / "out-report" / "index.html").exists()
+
+
+def test_a_photo_whose_record_stands_twice_is_exported_once(done, afterwards):
+    with (done / "metadata.jsonl").open("a") as file:
+        file.write(json.dumps(records(done)["a.png"]) + "\n")
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco,captions")
+    assert (code, "coco 6, captions 6" in out) == (0, True)
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["with a run", "later"])
+def test_an_export_that_is_interrupted_says_what_there_is(run, afterwards, monkeypatch, later):
+    run("--no-report")
+    monkeypatch.setattr("export_utilities._outlines", lambda *_: exec("raise KeyboardInterrupt"))
+    code, _, err = (afterwards if later else run)(
+        *(["--report-only"] if later else []), "--no-report", "--export", "coco"
+    )
+    assert code == 130
+    assert err.endswith("interrupted; the exports are as they were, and the same command begins anew with them\n")
+    if not later:
+        assert "the same command without --overwrite begins" in run("--no-report", "--export", "coco", "--overwrite")[2]
+
+
+def test_an_export_says_how_far_it_is(done, afterwards, monkeypatch):
+    monkeypatch.setattr("console_utilities._PLAIN_INTERVAL", 0)
+    _, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert "6/6 photos" in out
+
+
+def test_captions_are_the_same_later_as_with_the_run(run, afterwards, config, tmp_path):
+    run()  # before there were any: it goes on, though they are other ones now
+    config.write_text(json.dumps({**json.loads(config.read_text()), "csv_prefixes": ["seen:"]}))
+    code, out, _ = run("--no-report", "--export", "captions")
+    assert (code, "0 photos written" in out) == (0, True)
+    path = tmp_path / "out-export" / "captions.csv"
+    with_the_run = path.read_bytes()
+    assert with_the_run.count(b"seen: ") == 6
+    afterwards("--report-only", "--no-report", "--export", "captions")
+    assert path.read_bytes() == with_the_run
+    config.write_text(json.dumps({**json.loads(config.read_text()), "csv_prefixes": ["other:"]}))
+    afterwards("--report-only", "--no-report", "--export", "captions", "--config", config)
+    assert path.read_bytes() == with_the_run.replace(b"seen:", b"other:")
+
+
+def test_an_export_has_cut_outs_that_were_moved_by_hand_and_says_which_are_gone(done, afterwards):
+    before = {source: row["file_name"] for source, row in records(done).items()}
+    (done / "blue").mkdir(exist_ok=True)
+    moved = next(source for source, name in before.items() if not name.startswith("blue/"))
+    (done / before[moved]).rename(done / "blue" / "moved.png")
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert (code, "captions 5" in out, "a run over the photos brings them back" in out) == (1, True, True)
+    name = before[moved].partition("/")[2]
+    (done / "blue" / name).parent.mkdir(parents=True, exist_ok=True)
+    (done / "blue" / "moved.png").rename(done / "blue" / name)
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "captions")
+    assert (code, "captions 6" in out, "moved to another item by hand: 1" in out) == (0, True, True)
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-sam"]], ids=["cut out", "whole"])
+def test_cards_say_whether_photos_were_cut_out(run, afterwards, tmp_path, flags):
+    run(*flags, "--overwrite", "--no-report", "--export", "imagefolder", "--split", "0.5,0.5,0")
+    cards = [tmp_path / name / "README.md" for name in ("out", "out-export/imagefolder")]
+    for text in (path.read_text() for path in cards):
+        assert ("cut out with SAM 2" in text) == (not flags)
+        assert ("whole photos, labelled by CLIP" in text) == bool(flags)
+
+
+def test_an_export_that_lacks_photos_is_not_complete(run, done, afterwards, photos):
+    (photos / "car.jpg").unlink()
+    code, out, _ = afterwards("--report-only", "--no-report", "--export", "coco")
+    assert (code, "coco 5" in out) == (1, True)
+    assert "photos: 1, such as car.jpg" in out
+    assert run("--no-report", "--export", "coco")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--target-precision", "0.9"], "--target-precision 0.9: by which labels? add --evaluate"),
         (["--apply", "x.csv", "--undo"], "--apply x.csv: together with --undo"),
-        (["--report-only", "--overwrite"], "are for runs over photos; leave them out"),
+        (
+            ["--report-only", "--overwrite"],
+            "--overwrite: is for a run over photos, not for what is done with",
+        ),
+        (["--split", "0.8,0.2,0"], "--split 0.8,0.2,0: of what? add --export, or --save-masks"),
         (["--export", "coco,voc"], "must be some of coco, yolo, captions, imagefolder"),
         (["--split", "0.5,0.6,0", "--export", "coco"], "0.5,0.6,0"),
         (["--export", "imagefolder"], "--split"),
         (["-x", "--check"], "--check: its views are of the cut-out"),
         (["-x", "--min-mask-score", "0.5"], "--min-mask-score 0.5: SAM 2 is off"),
         (["-x", "--export", "coco"], "--no-sam"),
+        (
+            ["-i", "s3://bucket/photos", "--export", "yolo"],
+            "s3://bucket/photos is no disk; leave it out, and export later",
+        ),
         (["--apply", "no.csv"], "no run has written to it yet"),
     ],
 )

@@ -9,11 +9,13 @@ import torch
 
 from checkpoint_utilities import (
     SAM2_CHECKPOINTS,
+    PublicCheckpoint,
     clip_checkpoints,
     file_digest,
     find_checkpoint,
     is_present,
     load_matching,
+    published_digest,
     read_weights,
 )
 from config_utilities import PROGRAM_DIR
@@ -47,6 +49,43 @@ def test_a_model_that_may_not_be_read_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match=r"mine.pt: Permission denied; change its permissions"):
         find_checkpoint("mine", {}, flag="--sam-model", checkpoints_dir=tmp_path)
+
+
+def test_a_public_name_stands_for_the_published_file_alone(tmp_path):
+    path = tmp_path / "sam.pt"
+    path.write_bytes(CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    public = {"sam": PublicCheckpoint("https://x/sam.pt", digest[:8]), "other": PublicCheckpoint("", "0" * 64)}
+    assert published_digest(path, "sam", public, flag="--sam-model") == digest
+    assert published_digest(path, str(path), public, flag="--sam-model") == digest
+    with pytest.raises(
+        CheckpointError, match=rf"is not the other that was published, .* with 00000000, not {digest[:8]}"
+    ):
+        published_digest(path, "other", public, flag="--sam-model")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"state_dict": {"a": torch.zeros(1)}},
+            "under the key 'model', but under 'state_dict': save them under 'model'",
+        ),
+        ({"a": torch.zeros(1)}, "under the key 'model', but outermost: save them under 'model'"),
+        ({"epoch": 3}, "it holds no dictionary of weights under the key 'model'; fetch or make it again"),
+    ],
+)
+def test_weights_that_stand_elsewhere_are_pointed_at(tmp_path, content, words):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=words):
+        read_weights(tmp_path / "a.pt", kind="a SAM 2 checkpoint", flag="--sam-model", under="model")
+
+
+def test_safetensors_are_called_so(tmp_path):
+    head = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+    with pytest.raises(CheckpointError, match=r"is a safetensors file; save it as a \.pt"):
+        read_weights(tmp_path / "a.safetensors", kind="a SAM 2 checkpoint", flag="--sam-model")
 
 
 def test_all_public_models_carry_a_digest():

@@ -102,16 +102,28 @@ def test_text_features_are_computed_once_and_then_read_from_the_cache(clip_check
     assert second.process([make_image()]) == first.process([make_image()])
 
 
-@pytest.mark.parametrize("change", ["prompts", "weights"])
-def test_other_prompts_or_weights_do_not_meet_in_the_cache(tmp_path, change):
+@pytest.mark.parametrize("change", ["prompts", "words in other prompts", "weights", "precision"])
+def test_other_prompts_weights_or_precision_do_not_meet_in_the_cache(tmp_path, change):
     import random_models
 
     paths = [random_models.save_random_clip(tmp_path / f"{seed}.pt", seed=seed) for seed in (0, 1)]
     ClipModel(str(paths[0]), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
     other = paths[1] if change == "weights" else paths[0]
-    prompts = [prompt.replace("car", "van") for prompt in PROMPTS] if change == "prompts" else PROMPTS
-    ClipModel(str(other), items=ITEMS, prompts=prompts, checkpoints_dir=tmp_path)
+    prompts = {
+        "prompts": [prompt.replace("car", "van") for prompt in PROMPTS],
+        "words in other prompts": [f"{PROMPTS[0]} {PROMPTS[1].split()[0]}", "red car", *PROMPTS[2:]],
+    }.get(change, PROMPTS)
+    precision = "bf16" if change == "precision" else "fp32"
+    ClipModel(str(other), items=ITEMS, prompts=prompts, precision=precision, checkpoints_dir=tmp_path)
     assert len(list((tmp_path / "text_features").iterdir())) == 2
+
+
+def test_kept_features_give_the_label_whatever_their_length(small):
+    features = small.encode([make_image(seed=seed) for seed in range(3)]).cpu().numpy()
+    expected = small.decide_stored(features)
+    for one, other in zip(small.decide_stored(features * 0.5), expected, strict=True):
+        assert one.prompt == other.prompt
+        assert one.probability == pytest.approx(other.probability, abs=1e-6)
 
 
 def save_archive(path, features):
@@ -203,6 +215,35 @@ def test_a_prompt_that_is_too_long_is_told_before_those_after_it_are_encoded():
 
     with pytest.raises(PromptError, match="of 82 tokens"):
         tokenize(prompts())
+
+
+def test_a_long_word_is_quoted_too():
+    with pytest.raises(PromptError, match=r"make the prompt 'ababab.*\.\.\.' of"):
+        tokenize(["ab" * 499])
+
+
+@pytest.mark.parametrize(
+    ("items", "prompts", "shown"),
+    [
+        (
+            ["red", "dark red"],
+            ["a red", "a dark red", "a dark red", "a dark dark red"],
+            "'red' and 'dark red': both .*",
+        ),
+        (["a&amp;b", "a&b"], ["a a&amp;b car", "a a&b car"], "'a&amp;b' and 'a&b': both have the prompt 'a a&b car'"),
+    ],
+)
+def test_two_items_share_no_prompt(items, prompts, shown):
+    with pytest.raises(PromptError, match=shown):
+        tokenize(prompts, items)
+
+
+def test_the_prompts_of_one_item_may_be_alike():
+    assert len(tokenize(["a car", "a  car", "a bus", "the bus"], ["car", "bus"])) == 4
+
+
+def test_no_photo_is_a_batch_too(small):
+    assert small.process([]) == []
 
 
 def test_a_prompt_of_exactly_77_tokens_is_read():

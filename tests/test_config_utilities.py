@@ -163,6 +163,39 @@ def test_a_flag_out_of_range_is_named(flags, words):
         read_settings(flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"split": "0.8,0.2,0"}, "--split 0.8,0.2,0: of what[?] add --export"),
+        ({"padding": 0.2}, "--padding: nothing is cropped; add --crop"),
+        ({"square": True}, "--square: nothing is cropped; add --crop"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        read_settings(flags)
+    assert read_settings({**flags, "crop": True, "export": ("coco",)}).crop
+
+
+def test_why_a_config_file_was_read_is_said_where_nobody_has_named_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"name": "of another tool"}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"config.json: 'name': unknown key.*\(it is read because it lies in this folder"
+    ):
+        read_settings({})
+    with pytest.raises(ConfigError) as caught:
+        read_settings({"config": "config.json"})
+    assert "it is read because" not in str(caught.value)
+
+
+def test_no_config_file_starts_over(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads((PROGRAM_DIR / "config.json").read_text()) | {"overwrite": True}))
+    with pytest.raises(ConfigError, match="'overwrite': belongs on the command line, as --overwrite"):
+        read_settings({"config": str(path)})
+
+
 def test_the_defaults_pass_their_own_checks():
     flags = {name: value for name, value in vars(Settings()).items() if name not in (*CONFIG_ONLY, "config", "given")}
     assert read_settings(flags).margin == Settings.margin

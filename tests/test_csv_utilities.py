@@ -48,13 +48,14 @@ def test_what_excel_saves_in_europe_is_read(tmp_path):
     [
         (None, "--x no.csv: No such file or directory; name a .csv file"),
         (b"a,b\n1,2,3\n", "--x no.csv: line 2: has 3 cells, the first line has 2; put quotes around commas"),
+        (b"a,b\n1\n", "--x no.csv: line 2: has 1 cells, the first line has 2; put quotes around commas"),
         (b"a\n\xff\n", "--x no.csv: byte 2 is no UTF-8; save the file as UTF-8"),
         (
             b'a\n"' + b"x" * 2_000_000,
             "--x no.csv: line 2: no CSV: field larger than field limit (131072); save it as CSV again",
         ),
     ],
-    ids=["missing", "cells", "encoding", "huge"],
+    ids=["missing", "more cells", "fewer cells", "encoding", "huge"],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)

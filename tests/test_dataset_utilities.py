@@ -123,6 +123,22 @@ def test_escaped_names_stay_apart_from_names_that_look_escaped(tmp_path):
     assert len({photo.source for photo in photos}) == len({photo.name for photo in photos}) == 4
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a slash")
+def test_no_name_of_a_cut_out_has_a_backslash(tmp_path):
+    sources = ["a%5Cb.jpg", "a%5Cb/c.jpg", "a\\b.jpg", "a\\b/c.jpg", "a\\b/d\\e.jpg", "x%5Cy.jpg", "x\\y.png/z.jpg"]
+    for source in sources:
+        save_photo(tmp_path / source)
+    photos = list(find_photos(tmp_path))
+    assert sorted(photo.source for photo in photos) == sources
+    assert all(photo.path.is_file() for photo in photos)
+    names = {photo.source: photo.name for photo in photos}
+    assert "\\" not in "".join(names.values())
+    assert len(set(names.values())) == len(sources)
+    assert names["x%5Cy.jpg"] != "x%5Cy.png"  # which is the other's folder
+    folders = {source: name.rpartition("/")[0] for source, name in names.items()}
+    assert folders["a%5Cb/c.jpg"] != folders["a\\b/c.jpg"] == folders["a\\b/d\\e.jpg"]
+
+
 def test_a_missing_dataset_names_the_flag(tmp_path):
     with pytest.raises(DatasetError, match=r"nowhere: No such file or directory; .* --dataset-dir"):
         list(find_photos(tmp_path / "nowhere"))

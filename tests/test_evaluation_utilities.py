@@ -2,6 +2,7 @@ import io
 import itertools
 import math
 import unicodedata
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -14,15 +15,19 @@ from evaluation_utilities import (
     Labels,
     Share,
     confusion_csv,
+    count_strays,
     draw_confusion,
     draw_reliability,
     evaluate,
     judge,
     print_evaluation,
     read_labels,
+    spell_items,
     to_dict,
+    to_look,
     wilson_interval,
 )
+from thumbnail_utilities import source_digest
 from verdict_utilities import Verdict
 
 ROWS = {
@@ -81,6 +86,61 @@ def test_corrections_are_labels(tmp_path):
     assert read_labels(path, find, ROWS).bad_masks == {"d"}
 
 
+PAGE = ["file_name", "item", "verdict", "source"]
+
+
+def test_the_page_names_a_photo_whatever_its_label_is_now(tmp_path):
+    path = write(tmp_path / "c.csv", PAGE, ("pink/x.png", "red", "wrong", "a"), ("blue/c.png", "blue", "right", "gone"))
+    assert told(path) == {"a": "red", "c": "blue"}
+    assert read_labels(path, find, ROWS).judged
+
+
+def test_wrong_says_nothing_of_a_label_that_nobody_saw(tmp_path):
+    lines = [("green/a.png", "", "wrong", "a"), ("red/b.png", "", "wrong", "b"), ("blue/c.png", "", "right", "c")]
+    found = read_labels(write(tmp_path / "c.csv", PAGE, *lines), find, ROWS)
+    result = evaluate(ROWS.values(), found, ["red", "green", "blue"])
+    assert (result.accuracy.value, result.accuracy.count, result.left_out) == (0.5, 2, 1)
+
+
+def test_right_without_an_item_is_of_the_label_there(tmp_path):
+    path = write(tmp_path / "c.csv", ["file_name", "item", "verdict"], ("a", "", "right"), ("b", "blue", "bad mask"))
+    found = evaluate(ROWS.values(), read_labels(path, find, ROWS), ["red", "blue"])
+    assert (found.accuracy.value, found.accuracy.count) == (0.5, 2)
+
+
+def test_lines_that_a_spreadsheet_left_empty_say_nothing(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("file_name;item;verdict\na;red;right\n;;\n")
+    assert told(path) == {"a": "red"}
+
+
+def test_labels_are_a_sample_as_far_as_the_pages_order_has_no_gap():
+    ordered = sorted(ROWS, key=source_digest)
+    assert count_strays(labels(**dict.fromkeys(ordered[:3], "red")), ROWS) == 0
+    assert count_strays(labels(**dict.fromkeys(ordered, "red")), ROWS) == 0
+    gap = dict.fromkeys([ordered[0], *ordered[2:4]], "red")
+    assert count_strays(labels(**gap), ROWS) == 2
+    assert count_strays(replace(labels(**gap), bad_masks=frozenset(ordered[1:2])), ROWS) == 0
+
+
+def test_capitals_do_not_make_another_item_and_strange_words_are_counted():
+    found, strange = spell_items(labels(a="RED", b="grey", c="grey", d=None, e="green"), ["red", "gray", "green"])
+    assert {name: each.item for name, each in found.said.items()} == {
+        "a": "red",
+        "b": "grey",
+        "c": "grey",
+        "d": "",
+        "e": "green",
+    }
+    assert strange == {"grey": 2}
+
+
+def test_a_look_is_another_with_other_labels_or_another_target():
+    looks = [to_look(labels(a=item), target) for item in ("red", None) for target in (0.9, 0.95)]
+    assert len(set(looks)) == 4
+    assert to_look(labels(a="red", b=None), 0.9) == to_look(labels(b=None, a="red"), 0.9)
+
+
 def test_a_folder_of_class_folders_is_read(tmp_path):
     for name in ("red/a.jpg", "blue/street/b.png", "blue/.hidden/c.jpg", "stray.txt", "blue/x.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +188,12 @@ def test_intervals_are_wilsons(hits, count, low, high):
     assert wilson_interval(hits, count) == pytest.approx((low, high), abs=1e-4)
 
 
+def test_no_rounding_takes_an_interval_out_of_0_to_1():
+    for count in range(1, 300):
+        assert wilson_interval(0, count)[0] >= 0
+        assert wilson_interval(count, count)[1] <= 1
+
+
 TRUTH = {"a": "red", "b": "blue", "c": "blue", "d": None, "e": "green"}
 
 
@@ -157,6 +223,11 @@ def test_calibration_is_the_mean_gap_between_promise_and_truth():
     ]
     gaps = [abs(0.25 - 1), abs(0.45 - 0), 2 * abs(0.85 - 0.5), abs(0.95 - 1)]
     assert found.expected_calibration_error == pytest.approx(sum(gaps) / 5)
+
+
+def test_the_last_bin_holds_what_is_certain():
+    found = evaluate([{**ROWS["a"], "item_probability": 1.0}, ROWS["b"]], labels(a="red", b="red"), ["red"])
+    assert [(each.low, each.high, each.mean_probability) for each in found.bins] == [(0.8, 0.9, 0.85), (0.9, 1.0, 1.0)]
 
 
 def test_an_item_that_the_run_does_not_have_is_another():
@@ -228,6 +299,39 @@ def test_of_many_items_the_confusions_are_named():
     console = Console(file=io.StringIO(), width=100)
     print_evaluation(console, evaluate(rows, labels(**dict(itertools.pairwise(items))), items))
     assert "  item 1 taken for item 0: 1" in console.file.getvalue()
+
+
+def test_the_most_frequent_confusions_are_named_first():
+    items = [f"item {number:02}" for number in range(14)]
+    taken = [(item, "item 00") for item in items[1:]] + [("item 13", "item 00")] * 2 + [("item 12", "item 00")]
+    rows = [{**ROWS["a"], "source": f"{number}", "model_label": item} for number, (_, item) in enumerate(taken)]
+    console = Console(file=io.StringIO(), width=100)
+    truth = {f"{number}": item for number, (item, _) in enumerate(taken)}
+    print_evaluation(console, evaluate(rows, labels(**truth), items))
+    lines = [line.strip() for line in console.file.getvalue().splitlines() if "taken for" in line]
+    assert lines[:3] == [
+        "item 13 taken for item 00: 3",
+        "item 12 taken for item 00: 2",
+        "item 01 taken for item 00: 1",
+    ]
+    assert len(lines) == 10
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_a_matrix_of_eight_items_is_printed_whole(count):
+    items = [f"item {number}" for number in range(count)]
+    rows = [{**ROWS["a"], "source": item, "model_label": item} for item in items]
+    console = Console(file=io.StringIO(), width=200)
+    print_evaluation(console, evaluate(rows, labels(**dict(zip(items, items, strict=True))), items))
+    assert ("was taken for" in console.file.getvalue()) == (count == 8)
+
+
+def test_the_bars_of_the_reliability_diagram_are_as_high_as_the_labels_are_right():
+    found = measured()
+    _, *bars = ElementTree.fromstring(draw_reliability(found)).findall("{*}rect")
+    lowest = {float(bar.get("y")) + float(bar.get("height")) for bar in bars}
+    assert lowest == {34 + 300}
+    assert [float(bar.get("height")) for bar in bars] == [300 * each.accuracy.value for each in found.bins]
 
 
 def test_the_confusion_matrix_is_a_csv_too(tmp_path):

@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import make_image, save_photo
 from errors import ConfigError, OutputError
@@ -75,6 +76,10 @@ class Run:
     def tree(self):
         return sorted(each.relative_to(self.folder).as_posix() for each in self.folder.rglob("*") if each.is_file())
 
+    def contents(self):
+        """What is exported, and not when."""
+        return {name: (self.folder / name).read_bytes() for name in self.tree() if not name.startswith(".export-")}
+
 
 @pytest.fixture
 def finished(tmp_path):
@@ -107,7 +112,7 @@ def fill_holes(mask):
 
 def test_coco_has_the_masks_bit_for_bit(finished):
     fill(finished, 5)
-    assert finished.export("coco") == {"coco": 5, "left out": 0, "skipped": 0}
+    assert finished.export("coco") == {"coco": 5, "left out": 0, "skipped": 0, "missing": 0}
     coco = read_coco(finished.folder / "coco/annotations/instances.json")
     assert [category["name"] for category in coco.loadCats([1, 2])] == ["red", "blue"]
     for number, row in enumerate(finished.rows, 1):
@@ -182,9 +187,9 @@ def test_supervision_reads_coco(finished):
 def test_two_exports_are_the_same_to_the_byte(finished):
     fill(finished, 4)
     finished.export("coco", "yolo", "captions", "masks")
-    before = {name: (finished.folder / name).read_bytes() for name in finished.tree()}
+    before = finished.contents()
     finished.export("coco", "yolo", "captions", "masks")
-    assert {name: (finished.folder / name).read_bytes() for name in finished.tree()} == before
+    assert finished.contents() == before
 
 
 def test_an_item_that_a_human_has_added_comes_after_the_others(finished):
@@ -195,6 +200,14 @@ def test_an_item_that_a_human_has_added_comes_after_the_others(finished):
     assert [annotation["category_id"] for annotation in coco.loadAnns([1, 2])] == [3, 2]
     content = yaml.safe_load((finished.folder / "yolo/detect/data.yaml").read_text())
     assert content["names"] == {0: "red", 1: "blue", 2: "green"}
+
+
+def test_items_that_a_human_has_added_are_in_alphabetical_order(finished):
+    for number, item in enumerate(["pink", "black", "red", "white", "green", "amber"]):
+        finished.add(f"{number}.jpg", item)
+    finished.export("yolo")
+    content = yaml.safe_load((finished.folder / "yolo/detect/data.yaml").read_text())
+    assert list(content["names"].values()) == ["red", "blue", "amber", "black", "green", "pink", "white"]
 
 
 # YOLO
@@ -231,18 +244,50 @@ def test_supervision_reads_the_boxes_of_yolo(finished):
     assert detections.xyxy[0] == pytest.approx([20, 10, 90, 30], abs=0.01)
 
 
-def test_far_parts_are_joined_without_filling_what_lies_between(finished):
-    mask = np.zeros((300, 400), bool)
-    for top, left in ((10, 10), (10, 300), (200, 150), (250, 350)):
-        mask[top : top + 40, left : left + 40] = True
-    finished.add(mask=mask, width=400, height=300)
+def read_polygon(finished, mask):
+    """Returns the corners of the polygon that YOLO gets for a mask, (N, 2), and the mask that it encloses."""
+    height, width = mask.shape
+    finished.add(mask=mask, width=width, height=height)
     finished.export("yolo")
     numbers = (finished.folder / "yolo/segment/labels/train/a.txt").read_text().split()
-    polygon = np.array(numbers[1:], float).reshape(-1, 2) * (400, 300)
-    drawn = cv2.fillPoly(np.zeros((300, 400), np.uint8), [np.round(polygon).astype(np.int32)], 1)
+    polygon = np.round(np.array(numbers[1:], float).reshape(-1, 2) * (width, height)).astype(np.int32)
+    return polygon, cv2.fillPoly(np.zeros(mask.shape, np.uint8), [polygon], 1)
+
+
+@pytest.mark.parametrize(
+    "corners",
+    [[(10, 10), (10, 300), (200, 150), (250, 350)], [(200, 30), (40, 150)], [(30, 30), (150, 200)]],
+    ids=["many", "up to the right", "down to the right"],
+)
+def test_far_parts_are_joined_without_filling_what_lies_between(finished, corners):
+    mask = np.zeros((300, 400), bool)
+    for number, (top, left) in enumerate(corners):
+        mask[top : top + 44 - number, left : left + 44 - number] = True
+    _, drawn = read_polygon(finished, mask)
     seams = cv2.erode(drawn, np.ones((3, 3)))  # lines of one pixel go
     assert not (seams.astype(bool) & ~mask).any()
     assert intersection_over_union(drawn.astype(bool), mask) > 0.85
+
+
+def test_a_part_is_joined_where_it_is_nearest_to_a_long_outline(finished):
+    mask = np.zeros((100, 1400), bool)
+    mask[40:60, 40:1340] = True
+    mask[20:40, 40:1340:4] = mask[20:40, 41:1340:4] = True  # a comb of 1,300 corners
+    mask[80:95, 1300:1330] = True
+    polygon, _ = read_polygon(finished, mask)
+    steps = np.abs(np.diff(polygon, axis=0))
+    assert len(polygon) > 1024
+    assert steps.min(axis=1).max() < 30  # no seam runs aslant beneath the comb
+
+
+def test_a_small_part_belongs_to_the_polygon_and_a_speck_does_not(finished):
+    mask = np.zeros((300, 400), bool)
+    mask[100:250, 100:250] = True
+    mask[20:36, 20:36] = True  # of 1.1% of it
+    mask[280:283, 380:383] = True  # of 0.04%
+    polygon, _ = read_polygon(finished, mask)
+    assert polygon.min(axis=0).tolist() == [20, 20]
+    assert polygon.max(axis=0).tolist() == [250, 250]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +324,8 @@ def test_names_of_items_stay_texts_in_yaml(finished, item):
 
 
 def test_photos_that_would_share_their_labels_have_names_of_their_own(finished):
-    sources = ["a.jpg", "a.png", "A.jpg", "b/c.jpg", "b__c.jpg", "images/d.jpg", f"{'x' * 120}/{'y' * 120}.jpg"]
+    sources = ["a.jpg", "a.png", "A.jpg", "b/c.jpg", "b__c.jpg", "images/d.jpg", "e.jpg", "E.jpg"]
+    sources.append(f"{'x' * 200}/{'y' * 200}.jpg")
     for number, source in enumerate(sources):
         finished.add(source, name=f"{number}.png")
     assert finished.export("yolo")["yolo"] == len(sources)
@@ -289,40 +335,40 @@ def test_photos_that_would_share_their_labels_have_names_of_their_own(finished):
     assert "images__d" in stems
 
 
-def test_photos_are_linked_and_not_copied(finished):
-    finished.add()
-    finished.export("yolo")
-    for task in ("segment", "detect"):
-        image = finished.folder / "yolo" / task / "images/train/a.jpg"
-        assert image.samefile(finished.dataset / "a.jpg")
-        assert not image.is_symlink()
+def refuse(*_):
+    raise PermissionError
 
 
-def test_where_there_are_no_hard_links_there_are_symbolic_ones_and_else_copies(finished, monkeypatch):
-    def refuse(*_):
-        raise PermissionError
+@pytest.mark.parametrize("system", ["quick", "without", "refusing"])
+def test_photos_and_cut_outs_are_copies_that_may_be_written_to(finished, monkeypatch, system):
+    finished.add("berlin/a.jpg")
+    originals = [finished.dataset / "berlin/a.jpg", finished.output / "red/berlin/a.png"]
+    before = [path.read_bytes() for path in originals]
+    if system == "without":
+        monkeypatch.delattr(os, "copy_file_range")
+    if system == "refusing":
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+        monkeypatch.setattr(os, "link", refuse)
+    finished.export("yolo", "imagefolder", split=Split(1, 0, 0))
+    folders = ("yolo/segment/images/train/berlin__a.jpg", "yolo/detect/images/train/berlin__a.jpg")
+    copies = [finished.folder / name for name in (*folders, "imagefolder/train/red/berlin/a.png")]
+    assert [path.read_bytes() for path in copies] == [before[0], *before]
+    assert copies[0].samefile(copies[1]) == (system != "refusing")
+    for path in copies:
+        path.write_bytes(b"")
+    assert [path.read_bytes() for path in originals] == before
 
-    finished.add()
-    image = finished.folder / "yolo/segment/images/train/a.jpg"
-    monkeypatch.setattr(os, "link", refuse)
-    finished.export("yolo")
-    assert image.is_symlink()
-    assert image.samefile(finished.dataset / "a.jpg")
-    monkeypatch.setattr(os, "symlink", refuse)
-    finished.export("yolo")
-    assert not image.is_symlink()
-    assert image.read_bytes() == (finished.dataset / "a.jpg").read_bytes()
-    assert not image.samefile(finished.dataset / "a.jpg")
 
-
-def test_a_jpeg_that_ultralytics_would_mend_in_its_place_is_copied(finished):
+@pytest.mark.parametrize("end", [b"\0\0", b"\xff", b""], ids=["notes", "half", "whole"])
+def test_a_jpeg_that_ultralytics_would_save_anew_is_made_to_end_as_one(finished, end):
     finished.add()
     original = finished.dataset / "a.jpg"
-    original.write_bytes(original.read_bytes() + b"\0\0")
+    original.write_bytes(original.read_bytes() + end)
     finished.export("yolo")
     image = finished.folder / "yolo/segment/images/train/a.jpg"
-    assert image.read_bytes() == original.read_bytes()
-    assert not image.samefile(original)
+    assert image.read_bytes() == original.read_bytes() + (b"\xff\xd9" if end else b"")
+    assert (np.asarray(Image.open(image)) == np.asarray(Image.open(original))).all()
+    assert (cv2.imread(str(image)) == cv2.imread(str(original))).all()
 
 
 def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
@@ -330,14 +376,9 @@ def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
     for source in ("b.avif", "c"):
         (finished.dataset / source).write_bytes(b"")
         finished.add(source, name=f"{source}.png")
-    finished.add("d.jpg")
-    (finished.dataset / "d.jpg").unlink()
     with caplog.at_level(logging.WARNING):
         assert finished.export("yolo")["yolo"] == 1
-    assert caplog.messages == [
-        "--export yolo: left out, as ultralytics does not read .avif, no ending: 2",
-        f"--export yolo: photos no longer in {finished.dataset}: 1, such as d.jpg",
-    ]
+    assert caplog.messages == ["--export yolo: left out, as ultralytics does not read .avif, no ending: 2"]
 
 
 def test_labels_lie_on_photos_as_opencv_turns_them(finished):
@@ -346,7 +387,10 @@ def test_labels_lie_on_photos_as_opencv_turns_them(finished):
     save_photo(finished.dataset / "a.jpg", 96, 64, exif=exif)
     finished.add("a.jpg", mask=blob(64, 96))
     finished.export("coco", "yolo")
-    [image] = read_coco(finished.folder / "coco/annotations/instances.json").loadImgs(1)
+    coco = read_coco(finished.folder / "coco/annotations/instances.json")
+    [image] = coco.loadImgs(1)
+    assert "PIL.ImageOps.exif_transpose" in coco.dataset["info"]["description"]
+    assert ImageOps.exif_transpose(Image.open(finished.dataset / "a.jpg")).size == (image["width"], image["height"])
     assert cv2.imread(str(finished.dataset / "a.jpg")).shape[:2] == (image["height"], image["width"]) == (96, 64)
     [(_, _, detections)] = read_yolo(finished, "segment")
     assert detections.mask.shape == (1, 96, 64)
@@ -417,11 +461,9 @@ def test_names_that_look_like_splits_do_not_mislead_datasets(finished, load_data
     assert set(loaded["train"]["label"]) == set(items[:2])
 
 
-def test_cut_outs_are_linked(finished):
+def test_cut_outs_keep_their_names(finished):
     finished.add("berlin/a.jpg")
     finished.export("imagefolder", split=SPLIT)
-    linked = finished.folder / "imagefolder/train/red/berlin/a.png"
-    assert linked.samefile(finished.output / "red/berlin/a.png")
     assert read_rows(finished.folder / "imagefolder/train/metadata.jsonl") == [
         {"file_name": "red/berlin/a.png", "label": "red", "source": "berlin/a.jpg"}
     ]
@@ -441,12 +483,70 @@ def test_masks_are_pictures_of_0_and_255(finished):
 # What is left out, and what is refused
 
 
+def test_photos_that_are_gone_are_counted_and_in_no_export_that_names_them(finished, caplog):
+    for source in ("a.jpg", "b.jpg"):
+        finished.add(source)
+    (finished.dataset / "b.jpg").unlink()
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
+    assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 1}
+    coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["a.jpg"]
+    assert caplog.messages == [
+        f"--export: left out of COCO and YOLO, photos no longer in {finished.dataset}: 1, such as b.jpg"
+    ]
+
+
+def test_names_that_are_no_utf_8_are_in_no_export_that_would_have_to_name_them(finished, caplog):
+    try:
+        (finished.dataset / os.fsdecode(b"x\xff")).mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    save_photo(finished.dataset / os.fsdecode(b"x\xff/caf\xe9.jpg"), 96, 64)
+    finished.add("a%FF.jpg")
+    finished.add("b.jpg")["source"] = "x%FF/caf%E9.jpg"
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
+    assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 0}
+    [message] = caplog.messages
+    assert message.endswith("whose names are no UTF-8, so that readers could not find them: 1, such as x%FF/caf%E9.jpg")
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo"])
+@pytest.mark.parametrize("what", ["folder", "photos", "folder without records"])
+def test_without_any_photo_an_export_stays_as_it_was(finished, name, what):
+    finished.add()
+    finished.export(name)
+    before = finished.contents()
+    (finished.dataset / "a.jpg").unlink()
+    if what != "photos":
+        finished.dataset.rmdir()
+    if what == "folder without records":
+        finished.rows.clear()
+    with pytest.raises(OutputError) as caught:
+        finished.export(name)
+    assert str(caught.value) == (
+        f"--export: {finished.dataset}: holds none of the photos; say where they are with --dataset-dir"
+    )
+    assert finished.contents() == before
+    assert finished.export("captions")["missing"] == 0
+
+
+@pytest.mark.parametrize("key", ["prompt", "mask_area", "width", "height"])
+def test_half_a_record_is_skipped_and_told_of(finished, caplog, key):
+    finished.add("a.jpg")
+    del finished.add("b.jpg")[key]
+    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
+    assert caplog.messages == [f"b.jpg: not exported: its record has no {key}"]
+
+
 @pytest.mark.parametrize("flag", ["review", "wrong", "bad mask"])
 def test_doubtful_photos_are_in_no_export(finished, flag):
     finished.add("a.jpg")
     finished.add("b.jpg", flags=("small", flag))
     counts = finished.export(*EXPORTS, split=SPLIT)
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 1, "skipped": 0}
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 1, "skipped": 0, "missing": 0}
     assert not [name for name in finished.tree() if "b" in name.rpartition("/")[2].partition(".")[0].split()]
 
 
@@ -474,7 +574,7 @@ def test_a_photo_without_its_mask_is_skipped_and_told_of(finished, caplog, how, 
     spoil(finished.output / "red/b.png", how)
     with caplog.at_level(logging.WARNING):
         counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1}
+    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
     assert caplog.messages == [f"b.jpg: not exported: its PNG red/b.png: {reason}"]
 
 
@@ -487,9 +587,16 @@ def test_an_empty_mask_is_no_object(finished, caplog):
 @pytest.mark.parametrize("key", ["file_name", "source"])
 @pytest.mark.parametrize("name", ["../../x.png", "/etc/passwd"])
 def test_records_do_not_lead_out_of_their_folders(finished, key, name):
-    finished.add()
+    finished.add("a.jpg")
+    finished.add("b.jpg")
     finished.rows[0][key] = name
     assert finished.export(*EXPORTS, split=SPLIT)["skipped"] == 1
+
+
+def test_half_a_character_in_a_record_names_no_photo(finished):
+    finished.add("a.jpg")
+    finished.add("b.jpg")["source"] = "\ud800.jpg"
+    assert finished.export(*EXPORTS, split=SPLIT)["missing"] == 1
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo", "masks"])
@@ -544,7 +651,7 @@ def test_a_folder_of_another_origin_is_refused(finished, place):
     path = finished.folder / place
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(OutputError, match=r"is not of an export; move it out of the way$"):
+    with pytest.raises(OutputError, match=r"is not of an export, or has changed since; move it out of the way$"):
         finished.export("coco")
     assert finished.tree() == [place]
 
@@ -553,8 +660,67 @@ def test_a_format_s_place_that_is_somebody_s_is_refused(finished):
     finished.add()
     finished.export("captions")
     (finished.folder / "coco").mkdir()
-    with pytest.raises(OutputError, match=r"out-export/coco: is not of an export; move it out of the way$"):
+    (finished.folder / "coco" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"out-export/coco/notes.txt: is not of an export, or has changed since; "):
         finished.export("coco")
+
+
+def train(folder):
+    (folder / "yolo/segment/runs").mkdir()
+    (folder / "yolo/segment/runs/best.pt").write_bytes(b"weights")
+
+
+STRANGERS = {
+    "yolo/segment/runs/best.pt": train,
+    "yolo/segment/labels/train/a.txt": lambda folder: (folder / "yolo/segment/labels/train/a.txt").write_text("0 0 0"),
+    "coco/images": lambda folder: (folder / "coco/images").symlink_to(folder),
+    "captions.csv": lambda folder: (folder / "captions.csv").write_text("file,caption"),
+    "masks/red/A.png": lambda folder: (folder / "masks/red/a.png").rename(folder / "masks/red/A.png"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_people_have_put_or_changed_in_an_export_is_not_replaced(finished, stranger):
+    finished.add()
+    formats = ("coco", "yolo", "captions", "masks")
+    finished.export(*formats)
+    STRANGERS[stranger](finished.folder)
+    before = finished.contents()
+    with pytest.raises(OutputError) as caught:
+        finished.export(*formats)
+    path = finished.folder / stranger
+    assert str(caught.value) == (f"--export: {path}: is not of an export, or has changed since; move it out of the way")
+    assert finished.contents() == before
+    path.rename(finished.folder.parent / "elsewhere")
+    finished.export(*formats)
+
+
+def test_what_people_put_there_while_an_export_is_made_is_not_replaced(finished, monkeypatch):
+    finished.add()
+    finished.export("yolo")
+    monkeypatch.setattr("export_utilities._join", lambda outlines: train(finished.folder) or outlines[0])
+    with pytest.raises(OutputError, match=r"best.pt: is not of an export, or has changed since; "):
+        finished.export("yolo")
+    assert (finished.folder / "yolo/segment/runs/best.pt").read_bytes() == b"weights"
+
+
+def test_what_systems_and_ultralytics_leave_in_an_export_is_no_obstacle(finished):
+    finished.add()
+    finished.export("yolo")
+    before = finished.tree()
+    for name in (".DS_Store", "yolo/Thumbs.db", "yolo/detect/desktop.ini", "yolo/segment/labels/train.cache"):
+        (finished.folder / name).write_bytes(b"")
+    finished.export("yolo")
+    assert finished.tree() == [".DS_Store", *before]
+
+
+def test_two_records_of_one_photo_share_a_copy_that_is_whole(finished):
+    finished.add()
+    finished.rows *= 8
+    finished.export("yolo", "imagefolder", split=Split(1, 0, 0))
+    for task in ("segment", "detect"):
+        image = finished.folder / "yolo" / task / "images/train/a.jpg"
+        assert image.read_bytes() == (finished.dataset / "a.jpg").read_bytes()
 
 
 def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
@@ -564,19 +730,20 @@ def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
     (finished.folder / "notes.txt").write_text("mine")
     del finished.rows[1:]
     finished.export("masks")
-    assert finished.tree() == [".export.json", "captions.csv", "masks/red/0.png", "notes.txt"]
+    names = [".export-captions", ".export-masks", ".export.json", "captions.csv", "masks/red/0.png", "notes.txt"]
+    assert finished.tree() == names
     assert (finished.folder / "captions.csv").read_bytes() == captions
 
 
 def test_an_export_that_breaks_off_leaves_the_old_one(finished, monkeypatch):
     fill(finished, 4)
     finished.export("coco", "yolo")
-    before = {name: (finished.folder / name).read_bytes() for name in finished.tree()}
+    before = finished.contents()
     finished.add("new.jpg")
     monkeypatch.setattr("cv2.findContours", lambda *_: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         finished.export("coco", "yolo")
-    assert {name: (finished.folder / name).read_bytes() for name in finished.tree()} == before
+    assert finished.contents() == before
 
 
 def test_what_a_kill_between_two_renames_has_left_is_put_back(finished):
@@ -587,6 +754,27 @@ def test_what_a_kill_between_two_renames_has_left_is_put_back(finished):
     (finished.folder / ".tmp-export" / "masks").mkdir(parents=True)
     finished.export("captions")
     assert finished.tree() == before
+    finished.export("masks")  # which knows it for its own
+    assert finished.tree() == before
+
+
+def test_the_old_one_is_there_until_the_new_one_is_in_its_place(finished, monkeypatch):
+    fill(finished, 2)
+    finished.export("masks")
+    before = finished.tree()
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda path, to: refuse() if ".tmp-export" in path.parts else rename(path, to))
+        with pytest.raises(OutputError, match="mend that, and export again"):
+            finished.export("masks")
+    finished.export("captions")
+    assert finished.tree() == sorted([*before, ".export-captions", "captions.csv"])
+
+
+def test_a_later_export_of_another_format_takes_none_of_its_own_for_somebody_s(finished):
+    finished.add()
+    for name in ("masks", "captions", "masks"):
+        assert finished.export(name)[name] == 1
 
 
 def test_a_first_export_that_was_killed_is_no_obstacle(finished, monkeypatch):
@@ -679,10 +867,11 @@ def test_hostile_names_come_through_every_format(tmp_path_factory, names):
     for number, source in enumerate(sources):
         finished.add(source, name=f"{number}.png", mask=np.ones((8, 8), bool), width=8, height=8)
     counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, len(sources)), "left out": 0, "skipped": 0}
+    assert counts == {**dict.fromkeys(EXPORTS, len(sources)), "left out": 0, "skipped": 0, "missing": 0}
     coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == sources
     images = list((finished.folder / "yolo/segment/images/train").iterdir())
     labels = list((finished.folder / "yolo/segment/labels/train").iterdir())
     assert sorted(path.stem for path in images) == sorted(path.stem for path in labels)
-    assert {path.stat().st_ino for path in images} == {(finished.dataset / each).stat().st_ino for each in sources}
+    copied = sorted(path.read_bytes() for path in images)
+    assert copied == sorted((finished.dataset / each).read_bytes() for each in sources)

@@ -1,4 +1,5 @@
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from focus_utilities import (
     Focus,
     PointRow,
     centre_focus,
+    find_row,
     fixed_focus,
     grid_points,
     mask_scores,
     parse_focus,
+    pixel_at,
     read_points,
     row_focus,
 )
@@ -87,15 +90,38 @@ def test_a_points_file_gives_a_row_for_each_photo(tmp_path, content, rows):
 
 
 @pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("./a.jpg", "a.jpg"),
+        ("sub//./b.jpg", "sub/b.jpg"),
+        (unicodedata.normalize("NFC", "café.jpg"), unicodedata.normalize("NFD", "café.jpg")),
+        (unicodedata.normalize("NFD", "café.jpg"), unicodedata.normalize("NFC", "café.jpg")),
+    ],
+    ids=["of find", "slashes", "accents together", "accents apart"],
+)
+def test_a_photo_is_found_under_each_way_of_writing_its_path(tmp_path, name, source):
+    rows = read_points(save_points(tmp_path, f"{HEADER}{name},0.1,0.2\n"))
+    assert find_row(rows, source) == PointRow((0.1, 0.2))
+    assert find_row(rows, "other.jpg") is None
+
+
+def test_two_ways_of_writing_one_path_are_the_same_photo(tmp_path):
+    with pytest.raises(ConfigError, match=r"'a.jpg': stands in line 2, too"):
+        read_points(save_points(tmp_path, f"{HEADER}a.jpg,1,2\n./a.jpg,1,2\n"))
+
+
+@pytest.mark.parametrize(
     ("row", "is_fractions"),
     [
         (PointRow((1, 1)), True),
         (PointRow((0.5, 1.5)), False),
         (PointRow((0.5, 0.5), (0, 0, 1, 1)), True),
         (PointRow((1, 1), (0, 0, 2, 1)), False),
+        (PointRow((0.5, 0.5), (0.2, 0.2, 1.0000004, 0.9)), True),
+        (PointRow((0.5, 1.01)), False),
     ],
 )
-def test_numbers_are_fractions_where_all_of_the_row_are_at_most_1(row, is_fractions):
+def test_numbers_are_fractions_where_none_of_the_row_is_above_1_but_by_rounding(row, is_fractions):
     assert row.is_fractions is is_fractions
 
 
@@ -153,6 +179,10 @@ def test_a_points_file_that_can_not_be_read_says_so(tmp_path):
         (fixed_focus(640, 480, (0.25, 0.5)), Focus("point", (160, 240))),
         (fixed_focus(640, 480, (1.0, 0.0)), Focus("point", (639, 0))),
         (row_focus(PointRow((0.5, 1)), 640, 480), Focus("point", (320, 479))),
+        (
+            row_focus(PointRow((1.0004, 0.5), (0.5, 0, 1.0004, 1.0001)), 640, 480),
+            Focus("point", (639, 240), (320, 0, 640, 480)),
+        ),
         (row_focus(PointRow((639.9, 2)), 640, 480), Focus("point", (639, 2))),
         (
             row_focus(PointRow((0.5, 0.5), (0.25, 0, 1, 0.75)), 640, 480),
@@ -237,3 +267,8 @@ def test_places_are_measured_along_both_sides_of_the_frame():
     logits = torch.full((1, 50, 200), -5.0)
     logits[:, 10:40, 150:200] = 5
     assert mask_scores(logits, torch.ones(1)).item() == pytest.approx(math.sqrt(1 - 75 / math.hypot(100, 25)))
+
+
+def test_a_position_falls_on_the_pixel_that_it_lies_in():
+    assert pixel_at(5.9, 0.2, 10, 10) == (5, 0)
+    assert pixel_at(10.0, 9.99, 10, 10) == (9, 9)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from config_utilities import CONFIG_ONLY, PROGRAM_DIR, Settings
 from conftest import make_image, save_photo
 from detector_utilities import Detection
 from device_utilities import select_precision
+from errors import ConfigError
 from focus_utilities import Focus
 from mask_utilities import bounding_box, subject_mask
 from photo_utilities import read_photo
@@ -311,7 +313,7 @@ NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_h
         (["--dataset-dir", "nowhere"], ["nowhere: No such file or directory", "--dataset-dir"]),
         (["--device", "cuda:99"], ["--device cuda:99: not a device of this machine", "cpu"]),
         (["--clip-device", "tpu"], ["--clip-device tpu: not a device of this machine", "cpu"]),
-        (["--sam-model", "sam3"], ["--sam-model sam3", "--sam-config"]),
+        (["--sam-model", "sam3"], ["--sam-model sam3: no such model", "known by name"]),
         (
             ["--sam-model", "sam3", "--sam-config", "sam2.1_hiera_l"],
             ["--sam-model sam3: no such model", "known by name"],
@@ -359,9 +361,31 @@ def test_flags_leave_no_trace_when_they_are_not_given():
     }
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("photos/", "photos/: no such flag; for a folder of photos write --dataset-dir photos/; see --help"),
+        ("--mircro", "--mircro: no such flag; did you mean --micro? see --help"),
+        ("--bogus=1", "--bogus: no such flag; see --help"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_named_with_the_one_that_may_be_meant(flag, words):
+    with pytest.raises(ConfigError) as caught:
+        flag_utilities.parse_flags([flag])
+    assert str(caught.value) == words
+
+
+def test_packages_that_are_missing_are_named_in_one_line(tmp_path):
+    """Without site-packages, as a Python beside the virtual environment is."""
+    command = [sys.executable, "-S", str(PROGRAM_DIR / "main.py"), "--demo", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert re.match(r"main.py: \w+ is not installed for .*; run .venv/bin/python main.py, which 'make", done.stderr)
+
+
 def test_every_flag_is_a_setting_and_every_setting_has_a_flag():
     flags = {action.dest for action in flag_utilities.build_parser()._actions} - {"help"}
-    assert flags == set(vars(Settings())) - set(CONFIG_ONLY)
+    assert flags == set(vars(Settings())) - {*CONFIG_ONLY, "given"}
 
 
 # What follows runs the program as its users do.

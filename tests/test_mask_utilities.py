@@ -69,6 +69,10 @@ def test_bounding_boxes_of_odd_masks(mask, box):
     assert bounding_box(mask) == box
 
 
+def test_where_the_network_says_neither_yes_nor_no_there_is_no_subject():
+    assert not full_size_mask(np.zeros((4, 4), np.float32), (8, 6)).any()
+
+
 @pytest.mark.parametrize(
     ("background", "outside"),
     [("white", (255, 255, 255, 255)), ("#1a2B3c", (26, 43, 60, 255)), ("transparent", (255, 255, 255, 0))],
@@ -134,9 +138,26 @@ def test_refining_twice_gives_the_same_mask():
     assert (refine_mask(image, logits) == refine_mask(image, logits)).all()
 
 
+def test_refining_gives_the_same_whatever_has_drawn_random_numbers_before():
+    image, logits = make_image(seed=1), np.random.default_rng(1).normal(0, 3, (6, 8)).astype(np.float32)
+    masks = []
+    for seed in range(6):
+        cv2.setRNGSeed(seed)
+        masks.append(refine_mask(image, cv2.resize(logits, (64, 64))))
+    assert all((mask == masks[0]).all() for mask in masks)
+
+
+def test_refining_never_goes_where_the_network_is_sure_that_nothing_is():
+    image, _, logits = disc_and_logits(shift=0)
+    image[60:68, 100:124] = image[60:68, 52:76]  # a part in the subject's colours, joined to it
+    refined = refine_mask(image, logits * 2.5)
+    assert refined[60:68, 100:104].all()
+    assert not refined[logits * 2.5 < -4].any()
+
+
 def test_refining_takes_in_no_island_that_only_shares_the_colours():
     image, _, logits = disc_and_logits(shift=0)
-    image[4:20, 4:20] = (200, 40, 40)
+    image[4:20, 4:20] = image[56:72, 56:72]
     logits = np.maximum(logits, -1.2)  # undecided even there
     assert not refine_mask(image, logits)[4:20, 4:20].any()
 
@@ -433,6 +454,23 @@ def test_soft_edges_take_the_subjects_colour_and_no_trace_of_the_background():
     assert np.abs(colours[outer] - (200, 30, 30)).max() <= 2
     inner = (alpha >= 128) & (alpha < 250)
     assert np.abs(colours[inner] - (200, 30, 30)).max() < 0.15 * 170
+
+
+def test_a_thin_part_keeps_its_colour_where_a_flat_side_ends_the_subject():
+    """A red body with a blue aerial, as wide as the subject: the side of its box is no edge of unknown width."""
+    image, alpha = np.full((80, 150, 3), 128, np.uint8), np.zeros((80, 150), np.uint8)
+    alpha[19:61, 9:91], alpha[20:60, 10:90], alpha[40:42, 91:140] = 128, 255, 200
+    image[alpha > 0], image[40:42, 91:140] = (200, 20, 20), (20, 20, 220)
+    assert (subject_colours(image, alpha)[40:42, 120:140] == (20, 20, 220)).all()
+
+
+def test_the_corner_of_a_soft_edge_takes_the_subjects_colour_too():
+    rows, columns = np.indices((40, 40))
+    alpha = np.clip(255 - 40 * (np.maximum(abs(rows - 20), abs(columns - 20)) - 10), 0, 255).astype(np.uint8)
+    alpha[0, 0] = alpha[-1, -1] = 255  # so that the soft edge does not reach the borders of what is looked at
+    image = np.where(alpha[..., None] >= 128, (200, 30, 30), (30, 160, 60)).astype(np.uint8)
+    assert alpha[36, 4] == 15
+    assert (subject_colours(image, alpha)[alpha > 0] == (200, 30, 30)).all()
 
 
 def test_details_just_inside_a_soft_edge_come_back_by_degrees():

@@ -14,14 +14,14 @@ import writer_utilities
 from conftest import make_image
 from dataset_utilities import PhotoFile
 from errors import OutputError
-from feature_utilities import read_features
+from feature_utilities import FeatureFile, read_features
 from folder_utilities import check_output, sibling
 from mask_utilities import cut_out
-from output_utilities import OutputFolder
+from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
 from program import peak_of
 from prompt_utilities import Label
-from record_utilities import Thresholds, photo_record, write_atomically
+from record_utilities import RUN, Thresholds, photo_record, write_atomically
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -53,6 +53,29 @@ def rows(path):
 
 def tree(path):
     return sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [
+        ({"min_margin": None}, "was 0.25, is null; add --min-margin 0.25 to go on as before, or add --relabel and"),
+        ({"items": ["b"]}, 'was ["a"], is ["b"]; add --relabel and --config (or --preset) to sort what is there anew'),
+        ({"items": ["b"], "crop": True}, "crop was null, is true; name another --output, or add --overwrite"),
+    ],
+)
+def test_who_goes_on_with_other_settings_is_told_what_helps(tmp_path, wanted, remedy):
+    earlier = {"items": ["a"], "min_margin": 0.25, "clip_weights": "x"}
+    (tmp_path / RUN).write_text(json.dumps(earlier))
+    asked = {key: value for key, value in (earlier | wanted).items() if value is not None}
+    with pytest.raises(OutputError) as caught:
+        refuse_other_settings(tmp_path, asked)
+    assert remedy in str(caught.value)
+
+
+def test_what_is_not_known_yet_is_no_other_setting(tmp_path):
+    (tmp_path / RUN).write_text(json.dumps({"items": ["a"], "clip_weights": "x"}))
+    refuse_other_settings(tmp_path, {"items": ["a"]}, unknown=["clip_weights"])
+    refuse_other_settings(tmp_path / "new", {"items": ["a"]})
 
 
 def test_a_photo_becomes_a_png_and_a_record(tmp_path):
@@ -90,6 +113,22 @@ def test_a_torn_last_record_is_dropped_and_its_photo_done_again(tmp_path):
         assert again.is_done(photo("a.jpg"))
         assert not again.is_done(photo("b.jpg"))
     assert [row["source"] for row in rows(metadata)] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("folders", [("out", "out-review"), ("out-review",)], ids=["both", "review"])
+@pytest.mark.parametrize("spoil", ["a torn line", "a record twice"])
+def test_what_is_mended_is_counted_once(tmp_path, spoil, folders):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
+    fill(tmp_path / "out", photo("c.jpg"), thresholds=Thresholds(item_probability=0.8))
+    for path in (tmp_path / folder / "metadata.jsonl" for folder in folders):
+        with path.open("a") as metadata:
+            metadata.write("{" if spoil == "a torn line" else json.dumps(rows(path)[-1]) + "\n")
+    with open_folder(tmp_path / "out") as again:
+        assert (again.done, again.total) == (3, 3)
+        assert (dict(again.counts), dict(again.in_review)) == ({"red": 2}, {"red": 1})
+        assert again.mean_probability("red") == 0.75
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.jpg", "b.jpg"]
+    assert [row["source"] for row in rows(tmp_path / "out-review" / "metadata.jsonl")] == ["c.jpg"]
 
 
 def test_a_record_that_lacks_only_its_newline_does_not_swallow_the_next(tmp_path):
@@ -171,6 +210,23 @@ def test_a_new_photo_does_not_take_the_name_of_one_that_was_deleted_since(tmp_pa
     }
 
 
+def test_a_new_photo_does_not_take_the_name_of_one_in_review(tmp_path):
+    thresholds = Thresholds(item_probability=0.8)
+    fill(tmp_path / "out", photo("car.jpg", "car.png"), thresholds=thresholds)
+    fill(tmp_path / "out", photo("car.webp", "car.png"), thresholds=thresholds)
+    files = {row["source"]: row["file_name"] for row in rows(tmp_path / "out-review" / "metadata.jsonl")}
+    assert files == {"car.jpg": "red/car.png", "car.webp": "red/car-bd914215.png"}
+
+
+def test_a_photo_that_is_recorded_has_not_failed_whatever_a_kill_has_left(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    failure = {"source": "a.jpg", "reason": "truncated", "stage": "decode"}
+    (tmp_path / "out" / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    with open_folder(tmp_path / "out") as again:
+        assert again.failures == []
+    assert rows(tmp_path / "out" / "failures.jsonl") == []
+
+
 def test_failures_stand_until_their_photo_is_written(tmp_path):
     with open_folder(tmp_path / "out") as output:
         output.fail("a.jpg", "truncated", stage="decode")
@@ -211,6 +267,8 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, settings, words)
 
 def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path):
     fill(tmp_path / "out", photo("a.jpg"), photo("sub/b.jpg"))
+    for name in (".image_features", ".revisions.jsonl"):
+        (tmp_path / "out" / name).write_bytes(b"of the run before")
     (tmp_path / "out" / "red" / "notes.txt").write_text("mine")
     with OutputFolder(tmp_path / "out", {"margin": 0.1}, items=ITEMS, overwrite=True) as output:
         assert output.done == 0
@@ -471,6 +529,28 @@ def test_features_and_mask_stand_beside_the_pixels(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "out/red/a.png"), mask)
     stored, [index] = read_features(tmp_path / "out", ["a.jpg"], 2)
     np.testing.assert_array_equal(stored[index], features.astype(np.float16))
+
+
+def write_with_features(path):
+    with open_folder(path) as output:
+        output.write(photo(), lambda: cut_out(make_image(), None), record(), features=np.ones(2, np.float32))
+
+
+def test_what_is_recorded_has_its_features(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OutputError("no room")
+
+    monkeypatch.setattr(FeatureFile, "append", refuse)
+    with pytest.raises(OutputError, match="no room"):
+        write_with_features(tmp_path / "out")
+    assert rows(tmp_path / "out" / "metadata.jsonl") == []
+
+
+def test_at_its_end_a_run_has_brought_records_and_features_to_the_disk(tmp_path, monkeypatch):
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    write_with_features(tmp_path / "out")
+    assert {(tmp_path / "out" / name).stat().st_ino for name in ("metadata.jsonl", ".image_features")} <= synced
 
 
 def test_what_dead_processes_have_left_of_this_run_is_deleted_and_nothing_else(tmp_path):

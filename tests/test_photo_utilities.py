@@ -168,11 +168,13 @@ def swapped_profile():
     return bytes(swapped).replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
-def test_a_colour_profile_counts_in_every_mode(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "name"), [("RGB", "photo.png"), ("P", "photo.png"), ("RGBA", "photo.png"), ("RGB", "photo.jpg")]
+)
+def test_a_colour_profile_counts_in_every_mode_and_format(tmp_path, mode, name):
     image = Image.new("RGB", (8, 8), (200, 30, 40))
     image = image.quantize(2) if mode == "P" else image.convert(mode)
-    pixel = read(image, tmp_path, icc_profile=swapped_profile())[4, 4].astype(int)
+    pixel = read(image, tmp_path, name, icc_profile=swapped_profile())[4, 4].astype(int)
     assert np.abs(pixel - (30, 200, 40)).max() <= 3
 
 
@@ -187,6 +189,11 @@ def test_the_transparent_grey_of_16_bits_becomes_white(tmp_path):
 def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
     image = read(Image.fromarray(np.zeros((8, 8), np.uint16)), tmp_path, "negative.tif", tiffinfo={262: 0})
     assert (image == 255).all()
+
+
+def test_whole_numbers_have_no_white_below_255(tmp_path):
+    image = read(Image.fromarray(np.ones((8, 8), np.int32)), tmp_path, "dark.tif")
+    assert (image == 1).all()
 
 
 def test_a_broken_profile_costs_no_photo(tmp_path):
@@ -239,6 +246,7 @@ def damaged(tmp_path, name, change):
     [
         ("empty.jpg", lambda _: b"", "the file is empty"),
         ("text.jpg", lambda _: b"hello", "no image that is read here; these are: .*JPEG, TIFF"),
+        ("TEXT.JPG", lambda _: b"hello", "no image that is read here; these are: .*JPEG, TIFF"),
         ("cut.jpg", lambda data: data[: len(data) // 2], "can't be read: .*truncated"),
         ("cut.png", lambda data: data[: len(data) // 2], "can't be read"),
         ("header.png", lambda data: data[:20], "can't be read"),

@@ -1,7 +1,9 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
-from prompt_utilities import decide, get_prompts
+from prompt_utilities import decide, get_prompts, replace_item
 
 ITEMS = ("red", "dark red", "blue")
 PROMPTS = get_prompts(["a", "the"], ITEMS, ["car"])
@@ -75,6 +77,27 @@ def test_the_top_items_are_five_at_most_and_begin_with_the_most_probable():
     top = decide(probabilities, items, items).top_items
     assert [item for item, _ in top] == ["item 2", "item 3", "item 4", "item 5", "item 1"]
     assert [probability for _, probability in top] == pytest.approx([0.3, 0.2, 0.15, 0.12, 0.1])
+
+
+def test_items_that_are_equally_probable_keep_their_order():
+    items = [f"item {index}" for index in range(200)]
+    probabilities = np.zeros(200, np.float32)  # as for all but a few items, where the logits are far apart
+    probabilities[100] = 1
+    label = decide(probabilities, items, items)
+    assert [item for item, _ in label.top_items] == ["item 100", "item 0", "item 1", "item 2", "item 3"]
+    assert label.runner_up == "item 0"
+
+
+@pytest.mark.parametrize("other", ["blue", "dark red"])
+def test_another_item_comes_into_its_place_and_all_else_stays(other):
+    prefixes, postfixes = ["a", "the", "red and"], ["car", "on red"]
+    for prefix, postfix in product(prefixes, postfixes):
+        replaced = replace_item(f"{prefix} red {postfix}", "red", other, prefixes=prefixes, postfixes=postfixes)
+        assert replaced == f"{prefix} {other} {postfix}"
+
+
+def test_a_prompt_of_other_templates_stays_as_it_is():
+    assert replace_item("my red car", "red", "blue", prefixes=["a"], postfixes=["car"]) == "my red car"
 
 
 def test_the_ensemble_rule_without_its_probabilities_is_an_error():

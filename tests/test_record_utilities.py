@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,7 +7,18 @@ import pytest
 from focus_utilities import Focus
 from mask_utilities import Region
 from prompt_utilities import Label
-from record_utilities import METADATA, Places, StoredRecords, Thresholds, iterate_records, photo_record, review_flags
+from record_utilities import (
+    METADATA,
+    Places,
+    StoredRecords,
+    Thresholds,
+    clear_temporaries,
+    iterate_records,
+    photo_record,
+    review_flags,
+    write_atomically,
+    write_records,
+)
 from sam_utilities import Segmentation
 
 
@@ -113,3 +125,29 @@ def test_stored_records_are_read_where_they_stand(tmp_path):
 def test_stored_records_are_those_that_count_and_the_last_of_a_source_decides(tmp_path):
     folder = stored(tmp_path, {"source": "a.jpg"}, {"source": "b.jpg"}, {"source": "b.jpg", "label": "blue"})
     assert [row["source"] for row in StoredRecords([folder], lambda row: row["label"] == "red").rows()] == ["a.jpg"]
+
+
+def test_the_contents_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_size, [path.name for path in tmp_path.iterdir()]))
+    )
+    write_atomically(tmp_path / "a.json", [b"12", b"345"])
+    [(size, [name])] = synced
+    assert (size, name.startswith(".tmp-")) == (5, True)
+    assert (tmp_path / "a.json").read_bytes() == b"12345"
+
+
+def test_a_folder_without_records_has_no_file_of_them_and_one_that_had_some_has_none_left(tmp_path):
+    write_records(tmp_path, [])
+    assert not (tmp_path / METADATA).exists()
+    write_records(tmp_path, [{"source": "a.jpg"}])
+    write_records(tmp_path, [])
+    assert (tmp_path / METADATA).read_bytes() == b""
+
+
+def test_temporary_files_of_others_stay(tmp_path):
+    for name in (".tmp-12-3", ".tmp-12-3.png", "my.tmp-12-3"):
+        (tmp_path / name).touch()
+    clear_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-12-3.png", "my.tmp-12-3"]

@@ -13,13 +13,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import benchmarks.page
+import report_utilities
 from conftest import make_image
 from csv_utilities import read_csv
 from mask_utilities import cut_out
 from png_utilities import encode_png
 from record_utilities import Places, write_atomically
 from report_utilities import write_report
-from thumbnail_utilities import save_thumbnails
+from thumbnail_utilities import save_thumbnails, source_digest
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -40,21 +41,25 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
     downloads = tmp_path_factory.mktemp("downloads")
-    for flag in (
-        *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", "window-size=1200,900"),
-        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start_browser(tmp_path_factory.mktemp("browser"), {"download.default_directory": str(downloads)})
     driver.downloads = downloads
     yield driver
     driver.quit()
+
+
+def start_browser(profile, preferences):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (
+        *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"),
+        *("disable-component-update", "disable-sync", "window-size=1200,900"),
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.add_experimental_option("prefs", preferences)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
 
 
 def row(source, label, margin, *flags):
@@ -276,6 +281,28 @@ def test_where_a_photo_is_gone_its_thumbnail_stands_in(browser, tmp_path):
     browser.get_log("browser")  # of the photo that is not there
 
 
+def reload(browser):
+    browser.refresh()
+    wait(browser, lambda: cells(browser))
+    names(browser)
+
+
+def select_cell(browser, name):
+    """Gives a photo the focus by its name, without a key of the page."""
+    cell = next(each for each in cells(browser) if each.get_attribute("title") == name)
+    browser.execute_script("arguments[0].click(); document.getElementById('details').close()", cell)
+    wait(browser, lambda: browser.switch_to.active_element == cell)
+
+
+def save(browser):
+    """The lines of the file that the page saves."""
+    browser.find_element(By.ID, "save").click()
+    saved = wait(browser, lambda: next(iter(browser.downloads.glob("corrections.csv")), None))
+    lines = read_csv(saved, flag="--apply")
+    saved.unlink()
+    return lines
+
+
 def verdicts(browser):
     marks = "[...document.querySelectorAll('.cell .verdict')]"
     return dict(browser.execute_script(f"return {marks}.map(mark => [mark.parentElement.title, mark.textContent])"))
@@ -314,21 +341,246 @@ def test_photos_are_reviewed_with_keys_and_the_verdicts_saved(page):
     choose(page, "reviewed", "not yet")
     shows(page, "shown", "8 of 13 photos")
 
-    page.find_element(By.ID, "save").click()
-    saved = wait(page, lambda: next(iter(page.downloads.glob("corrections.csv")), None))
-    lines = [(line["file_name"], line["item"], line["verdict"]) for line in read_csv(saved, flag="--apply")]
-    saved.unlink()
-    assert lines == [
-        ("blue/doubtful.png", "blue", "right"),
-        ("blue/street/11.png", "", "wrong"),
-        ("dark red/street/10.png", "blue", "wrong"),
-        ("dark red/street/7.png", "", "wrong"),
-        ("red/street/9.png", "", "bad mask"),
+    lines = save(page)
+    assert list(lines[0]) == ["file_name", "item", "verdict", "source"]
+    assert [tuple(line.values()) for line in lines] == [
+        ("blue/doubtful.png", "blue", "right", "doubtful.jpg"),
+        ("blue/street/11.png", "", "wrong", "street/11.jpg"),
+        ("dark red/street/10.png", "blue", "wrong", "street/10.jpg"),
+        ("dark red/street/7.png", "", "wrong", "street/7.jpg"),
+        ("red/street/9.png", "", "bad mask", "street/9.jpg"),
     ]
     page.find_element(By.ID, "clear").click()
     page.switch_to.alert.accept()
     shows(page, "reviewed-count", "0 reviewed")
     assert errors(page) == []
+
+
+def many(count):
+    return [row(f"{n:03}.jpg", ITEMS[n % 3], n / 1000) for n in range(count)]
+
+
+def test_a_page_that_a_build_has_overtaken_says_so_and_takes_no_verdicts(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_CHUNK", 150)
+    open_page(browser, make_report(tmp_path, many(300), draw=False))
+    names(browser)
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys("r")
+    make_report(tmp_path, [row("new.jpg", "blue", -0.5), *many(300)], draw=False)
+    body.send_keys(Keys.END)
+    wait(browser, lambda: "rebuilt" in warning(browser))
+    for key in ("w", Keys.HOME, "w", "c", "u"):
+        press(browser, key)
+    assert verdicts(browser) == {"000.jpg": "✓ right"}
+    assert [line["source"] for line in save(browser)] == ["000.jpg"]
+    reload(browser)
+    assert warning(browser) == ""
+    assert verdicts(browser) == {"000.jpg": "✓ right"}
+    browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_a_page_goes_on_when_the_same_is_built_again(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_CHUNK", 150)
+    open_page(browser, make_report(tmp_path, many(300), draw=False))
+    make_report(tmp_path, many(300), draw=False)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.END)
+    assert "299.jpg" in names(browser)
+    assert warning(browser) == ""
+    browser.get_log("browser")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+def test_names_that_can_not_be_read_are_told_of(browser, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(report_utilities, "_CHUNK", 150)
+    path = make_report(tmp_path, many(300), draw=False)
+    chunk = path.parent / "data" / "rows-0001.js"
+    chunk.unlink() if damage == "missing" else chunk.write_bytes(chunk.read_bytes()[:-9])
+    open_page(browser, path).find_element(By.ID, "text").send_keys("1")
+    wait(browser, lambda: "data/rows-0001.js can't be read" in warning(browser))
+    assert text(browser, "shown") == "300 of 300 photos"
+    browser.get_log("browser")
+
+
+def warning(browser):
+    return browser.find_element(By.CSS_SELECTOR, "main > .warning").text
+
+
+def test_a_verdict_on_another_label_or_on_a_photo_that_is_gone_is_none(browser, tmp_path):
+    rows = [row(f"{n}.jpg", "red", n / 10) for n in range(4)]
+    open_page(browser, make_report(tmp_path, rows, draw=False))
+    names(browser)
+    for key in "rwb":
+        browser.switch_to.active_element.send_keys(key)
+    shows(browser, "reviewed-count", "3 reviewed")
+    make_report(tmp_path, [row("0.jpg", "blue", 0.0), *rows[2:]], draw=False)
+    reload(browser)
+    assert verdicts(browser) == {"2.jpg": "⚠ bad mask"}
+    assert text(browser, "reviewed-count") == "1 reviewed"
+    choose(browser, "reviewed", "not yet")
+    shows(browser, "shown", "2 of 3 photos")
+    assert [line["source"] for line in save(browser)] == ["2.jpg"]
+    make_report(tmp_path, rows, draw=False)
+    reload(browser)  # what has its label again has its verdict again
+    shows(browser, "reviewed-count", "3 reviewed")
+    make_report(tmp_path, rows, draw=False, dataset_dir=tmp_path / "others")
+    reload(browser)
+    assert text(browser, "reviewed-count") == "0 reviewed"
+    browser.get_log("browser")
+
+
+def test_tabs_share_their_verdicts(page):
+    names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("r")
+    address, first = page.current_url, page.current_window_handle
+    page.switch_to.new_window("tab")
+    page.get(address)
+    wait(page, lambda: cells(page) and names(page))
+    for key in "bw":
+        select_cell(page, "street/11.jpg")
+        press(page, key)
+    page.switch_to.window(first)
+    wait(page, lambda: verdicts(page) == {"doubtful.jpg": "✓ right", "street/11.jpg": "✗ wrong"})
+    assert text(page, "reviewed-count") == "2 reviewed"
+    assert [line["verdict"] for line in save(page)] == ["right", "wrong"]
+    page.find_element(By.ID, "clear").click()
+    page.switch_to.alert.accept()
+    page.switch_to.window(next(each for each in page.window_handles if each != first))
+    wait(page, lambda: verdicts(page) == {})
+    press(page, "u")  # what the other tab has changed since is not this one's to take back
+    assert text(page, "reviewed-count") == "0 reviewed"
+    page.close()
+    page.switch_to.window(first)
+
+
+def test_what_another_tab_has_said_is_read_before_saving(page):
+    names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("r")
+    said = {"verdict": "wrong", "item": "", "label": "blue", "name": "blue/street/11.png", "source": "street/11.jpg"}
+    # From the page itself, so that no event tells of it.
+    set_ = "localStorage.setItem(Object.keys(localStorage)[0].replace(/[^:]+$/, arguments[0]), arguments[1])"
+    page.execute_script(set_, source_digest("street/11.jpg"), json.dumps(said))
+    assert [line["source"] for line in save(page)] == ["doubtful.jpg", "street/11.jpg"]
+    assert text(page, "reviewed-count") == "2 reviewed"
+
+
+@pytest.mark.parametrize("value", ["{oops", "null", "5", "[]", '"red"', "{}", '{"label": 5}'])
+def test_a_broken_verdict_is_none(page, value):
+    names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("r")
+    press(page, "r")
+    wait(page, lambda: len(verdicts(page)) == 2)
+    broken_one = f"sam2vit:[^:]+:{source_digest('doubtful.jpg')}"
+    find = "Object.keys(localStorage).find(key => RegExp(arguments[0]).test(key))"
+    page.execute_script(f"localStorage.setItem({find}, arguments[1])", broken_one, value)
+    reload(page)
+    assert verdicts(page) == {"street/11.jpg": "✓ right"}
+    assert errors(page) == []
+
+
+def test_without_storage_verdicts_are_kept_until_the_page_goes(report, tmp_path):
+    blocked = start_browser(tmp_path, {"profile.default_content_setting_values.cookies": 2})
+    try:
+        blocked.get(report.as_uri())
+        wait(blocked, lambda: cells(blocked) and names(blocked))
+        assert "lost on reload" in warning(blocked)
+        blocked.find_element(By.TAG_NAME, "body").send_keys("r")
+        wait(blocked, lambda: verdicts(blocked) == {"doubtful.jpg": "✓ right"})
+        blocked.find_element(By.ID, "save").click()
+        assert text(blocked, "reviewed-count") == "1 reviewed"
+        press(blocked, "u")
+        wait(blocked, lambda: verdicts(blocked) == {})
+        assert errors(blocked) == []
+    finally:
+        blocked.quit()
+
+
+FILL = """
+for (let size = 1 << 20; size; size >>= 1) {
+  try {
+    for (let number = 0; ; number += 1) localStorage.setItem(`full ${size} ${number}`, "x".repeat(size));
+  } catch {}
+}
+"""
+
+
+def test_storage_without_room_is_told_of_until_there_is_some(page):
+    names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("w")
+    page.execute_script(FILL)
+    for key in (Keys.HOME, "r", "w"):  # the first anew, with a longer verdict
+        press(page, key)
+    wait(page, lambda: "no more room for 2 verdicts" in warning(page))
+    choose(page, "reviewed", "done")
+    shows(page, "shown", "2 of 13 photos")
+    assert "no more room" in warning(page)
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.ENTER)
+    assert "no more room" in page.find_element(By.CSS_SELECTOR, "#details .warning").text
+    press(page, Keys.ESCAPE)
+    assert [line["verdict"] for line in save(page)] == ["right", "wrong"]
+    page.find_element(By.ID, "clear").click()
+    page.switch_to.alert.accept()
+    shows(page, "reviewed-count", "0 reviewed")
+    assert warning(page) == ""
+    page.execute_script("localStorage.clear()")
+
+
+def test_only_the_unbroken_beginning_of_the_random_order_is_called_a_sample(page):
+    note = page.find_element(By.ID, "sample-note")
+    vouches = "are a random sample"
+    choose(page, "order", "random sample")
+    wait(page, lambda: vouches in note.text)
+    sample = names(page)
+    page.find_element(By.TAG_NAME, "body").send_keys("r")
+    press(page, "w")
+    assert vouches in note.text
+    press(page, "s")
+    press(page, "r")
+    wait(page, lambda: "1 verdict lies outside" in note.text)
+    assert vouches not in note.text
+    select_cell(page, sample[2])
+    press(page, "b")
+    wait(page, lambda: vouches in note.text)
+    choose(page, "reviewed", "not yet")
+    wait(page, lambda: "A filter is on" in note.text)
+    choose(page, "reviewed", "all")
+    wait(page, lambda: vouches in note.text)
+    choose(page, "order", "doubtful first")
+    wait(page, lambda: not note.is_displayed())
+    select_cell(page, sample[-1])
+    press(page, "r")
+    select_cell(page, sample[-2])
+    press(page, "r")
+    choose(page, "order", "random sample")
+    wait(page, lambda: "2 verdicts lie outside" in note.text)
+
+
+def test_the_address_names_items_and_flags(browser, tmp_path):
+    rows = [row("a.jpg", "b&w #1", 0.1, "small"), row("b.jpg", "red", 0.2, "borders")]
+    path = make_report(tmp_path, rows, ["b&w #1", "red"], draw=False)
+    open_page(browser, path)
+    choose(browser, "item", "b&w #1")
+    choose(browser, "flag", "small")
+    shows(browser, "shown", "1 of 2 photos")
+    address = browser.current_url
+    make_report(tmp_path, rows[::-1], ["red", "b&w #1"], draw=False)
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, lambda: cells(browser))
+    assert names(browser) == ["a.jpg"]
+    make_report(tmp_path, rows[1:], ["red"], draw=False)
+    browser.get("about:blank")
+    browser.get(address)
+    wait(browser, lambda: cells(browser))  # of all items: that one is there no longer
+    assert browser.find_element(By.ID, "item").get_property("selectedIndex") == 0
+    browser.get_log("browser")
+
+
+def test_an_output_without_photos_says_so(browser, tmp_path):
+    browser.get(make_report(tmp_path, []).as_uri())
+    shows(browser, "viewport", "This output has no photos")
+    for key in ("r", "c", "u", Keys.ENTER, Keys.END):
+        browser.find_element(By.TAG_NAME, "body").send_keys(key)
+    assert errors(browser) == []
 
 
 def test_the_mouse_does_what_the_keys_do(page):
@@ -347,13 +599,20 @@ def test_the_mouse_does_what_the_keys_do(page):
 def test_a_bar_of_an_item_filters_by_keyboard_too(page):
     page.find_element(By.CSS_SELECTOR, ".items a").send_keys(Keys.ENTER)
     shows(page, "shown", "5 of 13 photos")
-    assert page.find_element(By.ID, "item").get_attribute("value") == "2"
+    assert page.find_element(By.ID, "item").get_attribute("value") == "blue"
 
 
 def test_help_names_the_keys(page):
     page.find_element(By.TAG_NAME, "body").send_keys("?")
     shows(page, "keys", "choose another item")
     press(page, Keys.ESCAPE)
+
+
+@pytest.mark.parametrize(("output", "word"), [("cut-outs", "cut-outs"), ("it's mine", "'it'\\''s mine'")])
+def test_help_has_the_command_that_takes_corrections_over(browser, tmp_path, output, word):
+    open_page(browser, make_report(tmp_path, ROWS[:1], facts={"output": output}))
+    browser.find_element(By.TAG_NAME, "body").send_keys("?")
+    shows(browser, "apply-command", f"python main.py --output {word} --apply corrections.csv")
 
 
 def test_no_name_acts_on_the_page(browser, tmp_path):
@@ -371,13 +630,36 @@ def test_no_name_acts_on_the_page(browser, tmp_path):
     assert browser.find_elements(By.CSS_SELECTOR, made) == []
     assert browser.execute_script("return [...document.images].every(i => !i.hasAttribute('onerror'))")
     press(browser, Keys.ESCAPE)
-    browser.find_element(By.ID, "save").click()
-    saved = wait(browser, lambda: next(iter(browser.downloads.glob("corrections.csv")), None))
-    lines = read_csv(saved, flag="--apply")
-    saved.unlink()
+    lines = save(browser)
     assert {line["file_name"] for line in lines} == {each["file_name"] for each in rows}
+    assert {line["source"] for line in lines} == set(HOSTILE)
     assert {line["item"] for line in lines} == {HOSTILE_ITEM}
     browser.get_log("browser")  # of the pictures that are not there
+
+
+def test_a_name_turns_nothing_but_itself(browser, tmp_path):
+    turned = "\u202egpj.exe.jpg"
+    open_page(browser, make_report(tmp_path, [row(turned, "red", 0.5)], draw=False))
+    names(browser)
+    browser.find_element(By.TAG_NAME, "body").send_keys(Keys.ENTER)
+    shows(browser, "numbers", "96 x 64")
+    # Where a character stands on the line: what follows the name stays on its right.
+    script = """
+    const found = [...document.querySelectorAll("#numbers dd")].find(each => each.textContent.includes(" x "));
+    const [name, size] = ["g", "9"].map(character => {
+      for (const walker = document.createTreeWalker(found, NodeFilter.SHOW_TEXT); walker.nextNode();) {
+        const place = walker.currentNode.data.indexOf(character), range = document.createRange();
+        if (place < 0) continue;
+        range.setStart(walker.currentNode, place);
+        range.setEnd(walker.currentNode, place + 1);
+        return range.getBoundingClientRect().left;
+      }
+    });
+    return [name, size, found.getBoundingClientRect().left];
+    """
+    name, size, left = browser.execute_script(script)
+    assert left < name < size
+    browser.get_log("browser")
 
 
 def test_its_benchmark_runs_from_end_to_end(monkeypatch, capsys):

@@ -41,6 +41,10 @@ def script(tmp_path, name, call):
     return json.loads(text.removeprefix(call).removesuffix(");\n"))
 
 
+def first_rows(tmp_path, report):
+    return script(tmp_path, "rows-0000", f'sam2vit.rows("{report["build"]}", 0, ')
+
+
 def test_photos_stand_in_the_order_of_doubt(tmp_path):
     report = write(tmp_path, [row("a"), row("b", "blue", 0.1, "small"), row("c", "red", -0.2, "low margin", "review")])
     assert report["columns"] == {
@@ -58,7 +62,33 @@ def test_photos_stand_in_the_order_of_doubt(tmp_path):
     assert report["per_item"] == [[1, 1], [1, 0]]
     assert report["histograms"]["margin"][8] == report["histograms"]["margin"][11] == 1
     assert report["histograms"]["probability"][15] == 3
-    assert [each["source"] for each in script(tmp_path, "rows-0000", "sam2vit.rows(0, ")] == ["c", "b", "a"]
+    assert [each["source"] for each in first_rows(tmp_path, report)] == ["c", "b", "a"]
+
+
+OTHERS = {
+    "a photo more": [row("a"), row("b"), row("c")],
+    "another order": [row("a"), row("b", margin=0.4)],
+    "another label": [row("a"), row("b", "blue")],
+    "another place": [row("a"), row("b") | {"file_name": "red/b (2).png"}],
+}
+
+
+@pytest.mark.parametrize("rows", OTHERS.values(), ids=OTHERS)
+def test_a_build_has_its_photos_order_and_labels_as_its_name(tmp_path, rows):
+    first = write(tmp_path, [row("a"), row("b")])
+    chunk = (tmp_path / "out-report" / "data" / "rows-0000.js").read_bytes()
+    assert write(tmp_path, [row("a"), row("b")])["build"] == first["build"]
+    assert (tmp_path / "out-report" / "data" / "rows-0000.js").read_bytes() == chunk
+    other = write(tmp_path, rows)
+    assert other["build"] != first["build"]
+    assert len(first_rows(tmp_path, other)) == len(rows)
+
+
+def test_verdicts_are_of_an_output_and_its_photos(tmp_path):
+    key = write(tmp_path, [row("a")])["key"]
+    assert write(tmp_path, [row("b")])["key"] == key
+    assert write(tmp_path, [row("a")], dataset_dir=tmp_path / "others")["key"] != key
+    assert write(tmp_path / "elsewhere", [row("a")], dataset_dir=tmp_path / "my photos")["key"] != key
 
 
 def test_rows_come_in_chunks_and_those_of_a_larger_report_go(tmp_path, monkeypatch):
@@ -103,13 +133,13 @@ HOSTILE = "</script><script>alert(1)</script>\u2028\ud83d\"'&"
 
 
 def test_no_name_ends_the_script(tmp_path):
-    write(tmp_path, [row(HOSTILE, HOSTILE)], facts={HOSTILE: HOSTILE}, items=[HOSTILE])
+    report = write(tmp_path, [row(HOSTILE, HOSTILE)], facts={HOSTILE: HOSTILE}, items=[HOSTILE])
     for name in ("index", "rows-0000"):
         text = (tmp_path / "out-report" / "data" / f"{name}.js").read_bytes()
         assert b"<" not in text
         assert text.isascii()
-    [described] = script(tmp_path, "rows-0000", "sam2vit.rows(0, ")
-    assert (described["source"], described["label"]) == (HOSTILE, HOSTILE)
+    [described] = first_rows(tmp_path, report)
+    assert (described["source"], report["items"]) == (HOSTILE, [HOSTILE])
 
 
 def test_folders_are_urls_relative_to_the_page(tmp_path):
@@ -174,7 +204,6 @@ def test_the_mask_in_a_png_becomes_its_outline(tmp_path):
     path = tmp_path / "out" / "red" / "a.png"
     path.parent.mkdir(parents=True)
     path.write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8), mask))
-    write(tmp_path, [row("a"), row("b")])
-    first, second = script(tmp_path, "rows-0000", "sam2vit.rows(0, ")
+    first, second = first_rows(tmp_path, write(tmp_path, [row("a"), row("b")]))
     assert (fill(first["contour"], mask.shape) & mask).sum() > 0.95 * mask.sum()
     assert second["contour"] is None

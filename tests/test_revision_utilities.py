@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -76,6 +77,32 @@ def test_what_was_changed_can_be_undone(places):
     assert (pngs(places.review), rows(places.review / METADATA)) == ({}, [])
     assert json.loads((places.output / ".run.json").read_text()) == {}
     assert to_undo(places) is None
+
+
+def test_folders_that_are_empty_then_go_with_all_that_held_only_them(places):
+    revise(places, [(row(source), row(source, "blue")) for source in ("a.jpg", "sub/b.jpg")], by="a test")
+    assert [path.name for path in places.output.iterdir() if path.is_dir()] == ["blue"]
+
+
+def test_settings_alone_are_a_change(places):
+    assert revise(places, [], by="a test", settings=({}, {"strict": True})) == 0
+    assert json.loads((places.output / ".run.json").read_text()) == {"strict": True}
+    assert to_undo(places).settings == ({}, {"strict": True})
+
+
+def test_what_is_about_to_be_done_is_on_the_disk_before_it_is_done(places, monkeypatch):
+    before, synced = pngs(places.output), []
+
+    def sync(file):
+        if os.path.sameopenfile(file, log.fileno()):
+            synced.append((pngs(places.output) == before, log.read()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with (places.output / REVISIONS).open("a+b") as log:
+        change(places)
+    (first, changes), (last, mark) = synced
+    assert (first, changes.count(b'"before"'), b'"done"' in changes) == (True, 2, False)
+    assert (last, b'"done"' in mark) == (False, True)
 
 
 def test_earlier_names_are_known(places):

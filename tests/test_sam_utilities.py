@@ -232,9 +232,10 @@ def test_a_config_tells_the_frame(config, size):
     assert read_image_size(find_config(config)) == size
 
 
-def test_a_config_that_tells_no_frame_leaves_the_complaint_to_building(tmp_path):
+@pytest.mark.parametrize("text", ["model: [", "model: {image_size: 0}", "model: {image_size: large}"])
+def test_a_config_that_tells_no_frame_leaves_the_complaint_to_building(tmp_path, text):
     path = tmp_path / "mine.yaml"
-    path.write_text("model: [")
+    path.write_text(text)
     assert read_image_size(path) == 1024
 
 
@@ -287,6 +288,7 @@ def candidates(*rows_and_bands, side=40):
 
 
 SURE, DISTANT, BLURRED, NEAR = (20, 0, 0), (10, 0, 0), (20, 200, 0.003), (20, 100, 0.3)
+EMPTY = (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,7 @@ SURE, DISTANT, BLURRED, NEAR = (20, 0, 0), (10, 0, 0), (20, 200, 0.003), (20, 10
         pytest.param([BLURRED, DISTANT, SURE, SURE], [0.9, 0.8, 0.799, 0.4], True, id="unstable, rivals differ"),
         pytest.param([BLURRED, SURE, SURE, DISTANT], [0.9, 0.8, 0.799, 0.4], False, id="unstable, rivals alike"),
         pytest.param([SURE, DISTANT, SURE, DISTANT], [0.9, 0.8, 0.799, 0.4], False, id="stable, rivals do not matter"),
+        pytest.param([EMPTY, DISTANT, SURE, DISTANT], [0.9, 0.8, 0.799, 0.4], False, id="empty, which is stable"),
     ],
 )
 def test_a_choice_is_doubtful_where_rounding_can_turn_it_over(micro, masks, ious, doubtful):
@@ -314,6 +317,42 @@ def test_doubtful_photos_are_done_again_in_fp32(sam2_checkpoint, monkeypatch):
     monkeypatch.setattr(sam_utilities, "doubtful_choices", lambda candidates, *_: doubted[: len(candidates)])
     for one, other, again in zip(predict_sam2(images, rounded), exact, doubted, strict=True):
         assert (np.abs(one.mask_logits - other.mask_logits).max() < 1e-4) == again
+
+
+def test_a_focus_that_rounding_may_have_chosen_is_chosen_again_in_fp32(sam2_checkpoint, monkeypatch):
+    image = make_image(200, 100, 1)
+    liked = iter([{7: 0.75, 2: 0.745}, {7: 0.5, 2: 0.75}])  # in bf16, then in fp32
+
+    def like(mask_logits, _):
+        scores = torch.zeros(len(mask_logits))
+        for number, score in next(liked).items():
+            scores[number] = score
+        return scores
+
+    monkeypatch.setattr(focus_utilities, "mask_scores", like)
+    monkeypatch.setattr(sam_utilities, "_SAME_MASK", 1)  # the masks of random weights are much alike
+    monkeypatch.setattr(sam_utilities, "doubtful_choices", lambda candidates, *_: torch.zeros(len(candidates)) > 0)
+    [result] = predict_sam2([image], load_sam2(str(sam2_checkpoint), precision="bf16"), grid=True)
+    point = tuple(grid_points(200, 100)[2].tolist())
+    assert result.focus == Focus("grid", point, confidence=0.75)
+    [exact] = predict_sam2([image], load_sam2(str(sam2_checkpoint)), focuses=[Focus("point", point)])
+    assert result.points.tolist() == exact.points.tolist()
+    assert result.mask_logits == pytest.approx(exact.mask_logits, abs=1e-4)
+
+
+def test_logits_of_any_size_are_handed_on_as_metas_predictor_does(sam2_checkpoint, tmp_path):
+    content = torch.load(sam2_checkpoint, weights_only=True)
+    for name in content["model"]:
+        if "output_hypernetworks_mlps" in name and ".layers.2." in name:
+            content["model"][name] *= 300
+    path = tmp_path / sam2_checkpoint.name
+    torch.save(content, path)
+    images = [make_image(200, 100, seed) for seed in range(3)]
+    results = predict_sam2(images, load_sam2(str(path)))
+    assert all(np.abs(result.mask_logits).max() > 64 for result in results)
+    for image, result, (mask, score) in zip(images, results, predict_photo_by_photo(images, path), strict=True):
+        assert (subject_mask(image, result.mask_logits) == mask).all()
+        assert result.score == pytest.approx(score, abs=1e-5)
 
 
 def test_the_single_mask_falls_back_to_the_best_of_three_as_in_build_sam2(micro):

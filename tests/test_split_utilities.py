@@ -97,6 +97,37 @@ def test_the_order_of_the_photos_does_not_matter_and_the_seed_does():
     backwards = dict(reversed(items.items()))
     assert assign_splits(items, SPLIT, seed=3, previous={}) == assign_splits(backwards, SPLIT, seed=3, previous={})
     assert assign_splits(items, SPLIT, seed=3, previous={}) != assign_splits(items, SPLIT, seed=4, previous={})
+    rare = {f"{number}.jpg": f"item {number // 3}" for number in range(120)}
+    backwards = dict(reversed(rare.items()))
+    assert assign_splits(rare, SPLIT, seed=3, previous={}) == assign_splits(backwards, SPLIT, seed=3, previous={})
+
+
+def test_what_an_item_misses_whole_comes_before_what_all_items_miss_together():
+    crowded = dict.fromkeys(photos(5, "blue"), "validation")
+    assigned = assign_splits(photos(5), Split(0.5, 0.2, 0.3), seed=3, previous=crowded)
+    assert Counter(assigned.values())["validation"] == 1
+
+
+def test_photos_of_before_count_among_all():
+    previous = {source: "train" for number in range(20) for source in photos(1, f"item {number}")}
+    items = {source: source.partition("/")[0] for source in previous} | photos(2)
+    assigned = assign_splits(items, SPLIT, seed=3, previous=previous)
+    assert sorted(assigned[source] for source in photos(2)) == ["train", "validation"]
+
+
+def test_a_share_that_is_reached_asks_for_no_more_whatever_its_last_digits():
+    assert 0.07 * 100 > 7
+    previous = dict.fromkeys(photos(10, "blue"), "train")
+    items = photos(10, "blue") | photos(100)
+    assigned = assign_splits(items, Split(0.58, 0.07, 0.35), seed=3, previous=previous)
+    assert Counter(assigned[source] for source in photos(100)) == {"train": 58, "validation": 7, "test": 35}
+
+
+def test_the_file_is_the_same_whatever_the_order_of_the_photos(tmp_path):
+    assigned = {"b.jpg": "test", "a.jpg": "train"}
+    write_splits(tmp_path / "one.csv", assigned)
+    write_splits(tmp_path / "other.csv", dict(reversed(assigned.items())))
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
 
 
 def test_assignments_come_back_from_their_file(tmp_path):

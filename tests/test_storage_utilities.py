@@ -440,6 +440,10 @@ def refuse(holder):
     raise PermissionError(holder)
 
 
+def test_a_lease_that_is_watched_has_been_renewed_meanwhile():
+    assert 3 * lease_utilities.RENEW <= lease_utilities.WATCH
+
+
 def test_one_lease_at_a_time(folder):
     with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as lost:
         with (
@@ -479,6 +483,17 @@ def test_of_another_machine_s_process_nobody_here_knows_whether_it_lives(folder,
     monkeypatch.setattr(lease_utilities, "_changes", lambda *_: True)
     with pytest.raises(PermissionError, match="process 999999999"), hold_lease(folder / "lock", on_held=refuse):
         pass
+
+
+def test_a_process_of_another_machine_is_watched_whatever_runs_here(folder):
+    left = b'{"token": "x", "process": 999999999, "host": "elsewhere", "count": %d}'
+    (folder / "lock").write_bytes(left % 0)
+    threading.Timer(0.3, (folder / "lock").write_bytes, [left % 1]).start()  # it lives
+    with (
+        pytest.raises(PermissionError, match="process 999999999 on elsewhere"),
+        hold_lease(folder / "lock", on_held=refuse, watch=20),
+    ):
+        pytest.fail("both hold it")
 
 
 @pytest.mark.parametrize("left", [b'{"token": "x", "process": 1, "host": "elsewhere"}', b"no lease"])
@@ -557,3 +572,31 @@ def test_a_run_without_its_lease_records_nothing_any_more(folder):
         with pytest.raises(OutputError, match="another run has taken the output over"), output:
             pass
     assert {path: path.read_bytes() for path in folder.walk()} == before
+
+
+def refuse_objects(number):
+    def create(*_):
+        raise OSError(number, "refused")
+
+    return create
+
+
+def test_a_store_without_locks_is_written_without_one(folder, monkeypatch, caplog):
+    monkeypatch.setattr(RemotePath, "create", refuse_objects(errno.ENOTSUP))
+    with hold_lease(folder / "lock", on_held=refuse):
+        assert "can't be locked in this store; let no other run write to it" in caplog.text
+
+
+def test_a_store_that_refuses_to_be_written_is_no_store_without_locks(folder, monkeypatch):
+    monkeypatch.setattr(RemotePath, "create", refuse_objects(errno.EACCES))
+    with pytest.raises(OSError, match="refused"), hold_lease(folder / "lock", on_held=refuse):
+        pytest.fail("goes on without a lock")
+
+
+def test_who_finds_its_lease_gone_has_lost_it(folder):
+    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as lost:
+        until = time.monotonic() + 10
+        while not lost() and time.monotonic() < until:
+            (folder / "lock").unlink(missing_ok=True)  # a renewal may have crossed it
+            time.sleep(0.02)
+        assert lost()

@@ -46,10 +46,31 @@ def test_a_run_that_is_labelled_whole_keeps_all_that_it_may():
     assert (found.labelled, found.right, found.lower_bound) == (94, 90, 90 / 94)
 
 
+@pytest.mark.parametrize("right", [7, 14, 28, 29, 55, 56, 57, 95])  # 100 times some of these shares is a little above
+def test_a_precision_that_is_just_the_target_keeps_the_promise(right):
+    scores = np.full(100, 0.5)
+    assert find_threshold(scores, scores, np.arange(100) < right, target=right / 100).threshold == 0.5
+    assert find_threshold(scores, scores, np.arange(100) < right - 1, target=right / 100).threshold is None
+
+
+def test_of_a_run_that_is_labelled_whole_even_a_few_sure_photos_are_kept():
+    scores = np.repeat([0.9, 0.8, 0.7, 0.6], [8, 19, 11, 51])
+    right = np.concatenate([np.arange(count) < hits for count, hits in ((8, 8), (19, 8), (11, 11), (51, 38))])
+    found = find_threshold(scores, scores, right, target=0.9)
+    assert (found.threshold, found.kept, found.right) == (0.9, 8, 8)
+
+
 def test_photos_of_equal_score_are_kept_or_left_together():
     scores = np.repeat([0.5, 0.9], [400, 600])
     found = find_threshold(scores, scores, scores > 0.6, target=0.99)
     assert (found.threshold, found.kept, found.labelled, found.right) == (0.9, 600, 600, 600)
+
+
+def test_a_failed_test_hands_no_error_probability_on():
+    scores = np.repeat([0.9, 0.8, 0.7], [600, 200, 1200])  # 600 of 600 are right, 600 of 800, 1800 of 2000
+    found = find_threshold(scores, scores[::2], scores[::2] != 0.8, target=0.8)
+    assert (found.threshold, found.labelled, found.right) == (0.7, 1000, 900)
+    assert found.lower_bound == precision_bound(900, 1000, 2000, level=0.05 / 2 / 3)  # of three tests, each its own
 
 
 def calibrated(scores):
@@ -94,6 +115,21 @@ def test_the_promise_is_broken_at_most_as_often_as_it_says(name):
     assert sum(precision < target for _, precision in draw(name, DRAWS)) <= 50
 
 
+def test_the_promise_holds_however_often_one_looks():
+    """Labels are added, 100 at a time, until a threshold is found: without a precise one, that is by chance."""
+    generator = np.random.default_rng(1)
+    scores, broken = np.linspace(0, 1, 20_000), 0
+    for _ in range(200):
+        order, right = generator.permutation(len(scores))[:1200], generator.random(len(scores)) < 0.895
+        for look, count in enumerate(range(100, 1300, 100), 1):
+            some = order[:count]
+            found = find_threshold(scores, scores[some], right[some], target=0.9, look=look).threshold
+            if found is not None:
+                broken += right[scores >= found].mean() < 0.9
+                break
+    assert broken <= 10
+
+
 @pytest.mark.parametrize(("name", "share"), [("calibrated", 0.9), ("over-confident", 0.7)])
 def test_most_photos_are_kept_where_the_labels_are_good(name, share):
     assert np.median([found.kept_share for found, _ in draw(name, 100)]) > share
@@ -106,6 +142,7 @@ def test_without_enough_labels_it_says_how_many_more_would_do():
     assert (found.threshold, found.kept, found.lower_bound, found.labelled, found.right) == (None, 0, None, 100, 100)
     enough = scores[:: 10_000 // (100 + found.needed)]
     assert find_threshold(scores, enough, np.ones(len(enough), bool), target=0.98).threshold == 0
+    assert find_threshold(scores, enough, np.arange(len(enough)) != 99, target=0.98).threshold == 0  # or all but one
     assert find_threshold(scores, many, np.ones(0, bool), target=0.98).needed == 100 + found.needed
 
 
@@ -113,6 +150,18 @@ def test_where_the_surest_are_not_precise_no_number_of_labels_is_named():
     scores = np.linspace(0, 1, 1000)
     found = find_threshold(scores, scores[::2], np.arange(500) % 2 == 0, target=0.9)
     assert (found.threshold, found.needed, found.labelled) == (None, None, found.right * 2)
+
+
+def test_where_the_surest_are_just_as_precise_as_the_target_no_number_of_labels_is_named():
+    scores = np.linspace(0, 1, 1000)
+    found = find_threshold(scores, scores[::2], np.arange(500) % 5 != 0, target=0.8)
+    assert (found.threshold, found.needed) == (None, None)
+
+
+def test_where_all_are_labelled_no_number_of_labels_is_named():
+    scores = np.repeat([0.6, 0.7, 0.8, 0.9], [51, 11, 19, 8])
+    right = np.concatenate([np.arange(size) < hits for size, hits in ((51, 38), (11, 11), (19, 8), (8, 8))])
+    assert find_threshold(scores, scores, right, target=0.9).needed is None
 
 
 @pytest.mark.parametrize(("target", "confidence"), [(0, 0.95), (1, 0.95), (float("nan"), 0.95), (0.9, 1)])

@@ -111,6 +111,15 @@ def test_what_is_doubtful_goes_to_a_review_folder_beside_it(run, tmp_path, url):
     assert not [path for path in place(url).walk() if path.suffix == ".png"]
 
 
+def test_photos_in_a_store_are_exported_where_they_need_not_be_copied(run, photos, tmp_path, url):
+    dataset = upload(photos, f"{url}/photos")
+    code, out, _ = run("--no-report", "--export", "coco", dataset=dataset)
+    assert (code, "coco 6" in out) == (0, True)
+    assert "is no disk" in run("--report-only", "--export", "yolo", dataset=dataset)[2]
+    code, out, _ = run("--report-only", "--no-report", "--export", "yolo")  # from a copy
+    assert (code, "yolo 6" in out) == (0, True)
+
+
 def test_cut_outs_in_other_folders_of_the_dataset_are_no_photos(run, photos, url):
     dataset = upload(photos, url)
     for _ in range(2):

@@ -347,9 +347,14 @@ def test_a_clip_of_absurd_names_or_shapes_is_refused(tmp_path, clip_checkpoint, 
     assert words in refusal(load_clip, tmp_path / "x.pt")
 
 
-def test_a_clip_that_makes_nothing_of_a_photo_says_so(tmp_path, clip_checkpoint):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("visual.ln_post.weight", torch.full((64,), 1e38)), ("visual.proj", torch.zeros(64, 64))],
+    ids=["infinities", "zeros"],
+)
+def test_a_clip_that_makes_nothing_of_a_photo_says_so(tmp_path, clip_checkpoint, name, value):
     weights = torch.load(clip_checkpoint, weights_only=True)
-    weights["visual.ln_post.weight"] = torch.full((64,), 1e38)
+    weights[name] = value
     torch.save(weights, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="CLIP makes NaN of it"):
         load_clip(tmp_path / "x.pt").process([np.full((64, 64, 3), 9, np.uint8)])
