@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import unicodedata
 from collections import Counter
@@ -13,7 +14,12 @@ from typing import Any
 
 from errors import DatasetError
 from photo_utilities import is_image
+from record_utilities import RUN
 from storage_utilities import Place, RemotePath
+
+SIDES = ("debug", "unknown", "review", "report", "export")  # of folders beside an output: `output-debug`
+
+_LOGGER = logging.getLogger("sam2vit")
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_ENDING = 16  # characters; what is longer is no ending
@@ -46,8 +52,9 @@ def find_photos(
     """Yields the files of a dataset, folder by folder in sorted order, with the names of their cut-outs.
 
     What a file holds is not looked at, except where two files of a folder compete for one name. Hidden files and
-    folders (leading dot) are left out, as are pipes and devices. Links to files are followed, links to folders
-    are not, so that no loop can form. Memory is that of the largest single folder.
+    folders (leading dot) are left out, as are pipes and devices, and outputs of earlier runs with what stands beside
+    them. Links to files are followed, links to folders are not, so that no loop can form. Memory is that of the largest
+    single folder.
 
     Args:
         dataset_dir: The folder.
@@ -72,8 +79,19 @@ def find_photos(
 
 
 def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
-    """Returns how many files `find_photos` will yield."""
-    return sum(len(folder.files) for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
+    """Returns how many files `find_photos` will yield, and warns of what it leaves out."""
+    files, outputs = 0, []
+    for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None):
+        files += len(folder.files)
+        if folder.is_output:
+            outputs.append(folder.path)
+    if outputs:
+        _LOGGER.warning(
+            "outputs of earlier runs among the photos: %d, such as %s; they are left out, and what stands beside them",
+            len(outputs),
+            outputs[0],
+        )
+    return files
 
 
 def watch_dataset(dataset_dir: Place) -> Callable[[], None]:
@@ -117,6 +135,7 @@ class _Folder:
     named: str  # the same in the names of cut-outs
     files: dict[str, str]
     subfolders: dict[str, str]  # as in the names of cut-outs
+    is_output: bool = False  # of an earlier run; nothing in it is looked at
 
 
 def _walk(
@@ -130,7 +149,7 @@ def _walk(
     while to_visit:
         path, relative, named = to_visit.pop()
         try:
-            names, files, subfolders = _list(path, excluded)
+            names, files, subfolders, is_output = _list(path, excluded)
         except OSError as error:
             if path == dataset_dir:
                 raise DatasetError(
@@ -138,6 +157,11 @@ def _walk(
                 ) from None
             if on_unreadable is not None:
                 on_unreadable(relative.rstrip("/"), error)
+            continue
+        if is_output and path != dataset_dir:
+            sides = {path.with_name(f"{path.name}-{kind}") for kind in SIDES}  # by their names, they come later
+            to_visit = [each for each in to_visit if each[0] not in sides]
+            yield _Folder(path, relative, named, {}, {}, is_output=True)
             continue
         portable, plain = _portable_names(names), _portable_names(names, without="\\")
         to_visit += [
@@ -148,22 +172,24 @@ def _walk(
         )
 
 
-def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[str], list[str]]:
-    """Returns the names that are to be seen in a folder, and which of them are files, and which subfolders."""
+def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[str], list[str], bool]:
+    """Returns the names that are to be seen in a folder, which are files, which subfolders, and if a run wrote here."""
     if isinstance(folder, RemotePath):
-        seen = [entry for entry in folder.scan() if not entry.name.startswith(".")]
+        found = folder.scan()
+        seen = [entry for entry in found if not entry.name.startswith(".")]
         files = [entry.name for entry in seen if not entry.is_folder]
         subfolders = [entry.name for entry in seen if entry.is_folder and folder / entry.name not in excluded]
     else:
         with os.scandir(folder) as entries:
-            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted(entries, key=lambda entry: entry.name)
+        seen = [entry for entry in found if not entry.name.startswith(".")]
         files = [entry.name for entry in seen if _is_file(entry)]
         subfolders = [
             entry.name
             for entry in seen
             if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
         ]
-    return [entry.name for entry in seen], files, subfolders
+    return [entry.name for entry in seen], files, subfolders, any(entry.name == RUN for entry in found)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

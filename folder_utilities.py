@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from config_utilities import Settings
-from dataset_utilities import count_files
+from dataset_utilities import SIDES, count_files
 from errors import OutputError
 from lease_utilities import hold_lease
 from lock_utilities import hold_lock
@@ -61,8 +61,7 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
 def name_folders(dataset_dir: str, output: str) -> Folders:
     """Returns the folders that go with a dataset and an output."""
     dataset_place, place = to_place(dataset_dir, flag="--dataset-dir"), to_place(output, flag="--output")
-    sides = (sibling(place, kind) for kind in ("debug", "unknown", "review", "report", "export"))
-    return Folders(dataset_place, place, *sides)
+    return Folders(dataset_place, place, *(sibling(place, kind) for kind in SIDES))
 
 
 def sibling(output: Place, kind: str) -> Place:

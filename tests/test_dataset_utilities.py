@@ -80,6 +80,26 @@ def test_hidden_files_and_the_output_are_left_out(tmp_path):
     assert [photo.source for photo in find_photos(tmp_path, exclude=[tmp_path / "output"])] == ["a.jpg"]
 
 
+def test_outputs_of_earlier_runs_are_left_out_with_what_stands_beside_them(tmp_path, caplog):
+    for source in ("a.jpg", "cars-2/b.jpg", "cars-review.jpg", "sub/cars/red/a.png", "sub/cars-review/red/b.png"):
+        save_photo(tmp_path / source)
+    for source in ("sub/cars-debug/a.jpg", "sub/cars-unknown/c.jpg", "sub/cars-report/d.jpg", "sub/cars-new/e.jpg"):
+        save_photo(tmp_path / source)
+    (tmp_path / "sub/cars/.run.json").write_text("{}")
+    expected = ["a.jpg", "cars-review.jpg", "cars-2/b.jpg", "sub/cars-new/e.jpg"]
+    assert [photo.source for photo in find_photos(tmp_path)] == expected
+    assert caplog.messages == []
+    assert count_files(tmp_path) == len(expected)
+    [message] = caplog.messages
+    assert message.startswith(f"outputs of earlier runs among the photos: 1, such as {tmp_path / 'sub/cars'}; ")
+
+
+def test_a_dataset_may_itself_be_an_output(tmp_path):
+    save_photo(tmp_path / "red" / "a.png")
+    (tmp_path / ".run.json").write_text("{}")
+    assert [photo.source for photo in find_photos(tmp_path)] == ["red/a.png"]
+
+
 def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     save_photo(tmp_path / "elsewhere" / "a.jpg")
     (tmp_path / "photos").mkdir()
