@@ -53,8 +53,8 @@ def find_photos(
 
     What a file holds is not looked at, except where two files of a folder compete for one name. Hidden files and
     folders (leading dot) are left out, as are pipes and devices, and outputs of earlier runs with what stands beside
-    them. Links to files are followed, links to folders are not, so that no loop can form. Memory is that of the largest
-    single folder.
+    them. Links to files are followed, links to folders are not, so that no loop can form. A link that leads nowhere is
+    a file, whose failure says so. Memory is that of the largest single folder.
 
     Args:
         dataset_dir: The folder.
@@ -80,9 +80,11 @@ def find_photos(
 
 def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
     """Returns how many files `find_photos` will yield, and warns of what it leaves out."""
-    files, outputs = 0, []
+    files, outputs, links, link = 0, [], 0, None
     for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None):
         files += len(folder.files)
+        links += len(folder.links)
+        link = link or next((folder.path / name for name in folder.links), None)
         if folder.is_output:
             outputs.append(folder.path)
     if outputs:
@@ -91,6 +93,8 @@ def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
             len(outputs),
             outputs[0],
         )
+    if links:
+        _LOGGER.warning("links to folders: %d, such as %s; they are not followed", links, link)
     return files
 
 
@@ -135,6 +139,7 @@ class _Folder:
     named: str  # the same in the names of cut-outs
     files: dict[str, str]
     subfolders: dict[str, str]  # as in the names of cut-outs
+    links: Sequence[str] = ()  # to folders
     is_output: bool = False  # of an earlier run; nothing in it is looked at
 
 
@@ -149,7 +154,7 @@ def _walk(
     while to_visit:
         path, relative, named = to_visit.pop()
         try:
-            names, files, subfolders, is_output = _list(path, excluded)
+            listing = _list(path, excluded)
         except OSError as error:
             if path == dataset_dir:
                 raise DatasetError(
@@ -158,27 +163,44 @@ def _walk(
             if on_unreadable is not None:
                 on_unreadable(relative.rstrip("/"), error)
             continue
-        if is_output and path != dataset_dir:
+        if listing.is_output and path != dataset_dir:
             sides = {path.with_name(f"{path.name}-{kind}") for kind in SIDES}  # by their names, they come later
             to_visit = [each for each in to_visit if each[0] not in sides]
             yield _Folder(path, relative, named, {}, {}, is_output=True)
             continue
-        portable, plain = _portable_names(names), _portable_names(names, without="\\")
+        portable, plain = _portable_names(listing.names), _portable_names(listing.names, without="\\")
         to_visit += [
-            (path / name, f"{relative}{portable[name]}/", f"{named}{plain[name]}/") for name in reversed(subfolders)
+            (path / name, f"{relative}{portable[name]}/", f"{named}{plain[name]}/")
+            for name in reversed(listing.subfolders)
         ]
         yield _Folder(
-            path, relative, named, {name: portable[name] for name in files}, {name: plain[name] for name in subfolders}
+            path,
+            relative,
+            named,
+            {name: portable[name] for name in listing.files},
+            {name: plain[name] for name in listing.subfolders},
+            listing.links,
         )
 
 
-def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[str], list[str], bool]:
-    """Returns the names that are to be seen in a folder, which are files, which subfolders, and if a run wrote here."""
+@dataclass(frozen=True)
+class _Listing:
+    """The names that are to be seen in a folder, which of them are what, and whether it is a run's output."""
+
+    names: list[str]
+    files: list[str]
+    subfolders: list[str]
+    links: list[str]
+    is_output: bool
+
+
+def _list(folder: Place, excluded: Collection[Place]) -> _Listing:
     if isinstance(folder, RemotePath):
         found = folder.scan()
         seen = [entry for entry in found if not entry.name.startswith(".")]
         files = [entry.name for entry in seen if not entry.is_folder]
         subfolders = [entry.name for entry in seen if entry.is_folder and folder / entry.name not in excluded]
+        links = []
     else:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -189,15 +211,16 @@ def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[s
             for entry in seen
             if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
         ]
-    return [entry.name for entry in seen], files, subfolders, any(entry.name == RUN for entry in found)
+        links = [entry.name for entry in seen if entry.is_symlink() and os.path.isdir(entry.path)]  # noqa: PTH112 (quick)
+    return _Listing([entry.name for entry in seen], files, subfolders, links, any(entry.name == RUN for entry in found))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a file, or a link that leads to one; a link in a loop leads nowhere."""
+    """Whether an entry is a file, or a link that leads to one, or nowhere."""
     try:
-        return entry.is_file()
-    except OSError:
-        return False
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 (quick)
+    except OSError:  # a link in a loop, or through a folder that is closed
+        return True
 
 
 def _portable_names(names: Sequence[str], *, without: str = "") -> dict[str, str]:

@@ -192,6 +192,9 @@ def _failure(path: Place, error: Exception, max_pixels: int) -> PhotoError | Not
     """Returns what read_photo raises over an error."""
     if isinstance(error, PhotoError):
         return error.with_traceback(None)
+    if isinstance(error, FileNotFoundError) and isinstance(path, Path):
+        with contextlib.suppress(OSError):  # it is no link
+            return PhotoError(f"the link leads nowhere: {path.readlink()}", stage="decode")
     if isinstance(error, UnidentifiedImageError):
         claims_to_be_one = path.suffix.lower() in _image_endings()
         return PhotoError(str(error), stage="decode") if claims_to_be_one else NotAPhotoError(path.name)
