@@ -159,6 +159,7 @@ def test_debug_never_writes_among_the_photos(run, photos, tmp_path):
 
 
 def test_an_inspection_picture_that_can_not_be_written_is_one_line(run, tmp_path):
+    run("--limit", "1")
     (tmp_path / "out-debug").write_text("a file in the way")
     code, _, err = run("--debug")
     assert code == 2

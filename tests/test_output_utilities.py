@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 import writer_utilities
 from conftest import make_image
-from dataset_utilities import PhotoFile
+from dataset_utilities import SIDES, PhotoFile
 from errors import OutputError
 from feature_utilities import FeatureFile, read_features
 from folder_utilities import check_output, sibling
@@ -303,10 +303,11 @@ def test_an_output_that_would_mix_with_other_files_is_refused(tmp_path, output, 
         check_output(tmp_path / output, tmp_path / "photos")
 
 
-@pytest.mark.parametrize("output", ["photos/output", "new", "empty"])
+@pytest.mark.parametrize("output", ["photos/output", "new", "empty", "a disk's"])
 def test_an_output_of_its_own_is_accepted_inside_the_dataset_as_well(tmp_path, output):
     (tmp_path / "photos").mkdir()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a disk's" / "lost+found").mkdir(parents=True)
     check_output(tmp_path / output, tmp_path / "photos")
 
 
@@ -371,12 +372,14 @@ def test_side_products_stand_beside_the_output(tmp_path, monkeypatch, output):
     assert sibling(Path(output), "debug") == tmp_path / "out-debug"
 
 
+@pytest.mark.parametrize("kind", SIDES)
 @pytest.mark.parametrize("relation", ["is", "contains"])
-def test_a_side_folder_that_would_mix_with_the_photos_is_refused(tmp_path, relation):
-    photos = tmp_path / "out-debug" if relation == "is" else tmp_path / "out-debug" / "photos"
+def test_a_side_folder_that_would_mix_with_the_photos_is_refused(tmp_path, relation, kind):
+    side = tmp_path / f"out-{kind}"
+    photos = side if relation == "is" else side / "photos"
     photos.mkdir(parents=True)
-    with pytest.raises(OutputError, match=rf"out: its side folder .*out-debug: {relation} the dataset"):
-        check_output(tmp_path / "out", photos, side_folders=[tmp_path / "out-debug"])
+    with pytest.raises(OutputError, match=rf"out: its side folder .*out-{kind}: {relation} the dataset"):
+        check_output(tmp_path / "out", photos)
 
 
 def test_a_cut_out_that_was_moved_to_another_item_by_hand_stays_there(tmp_path):
@@ -513,12 +516,17 @@ def test_overwriting_empties_the_review_folder_too(tmp_path):
     assert not (tmp_path / "out-review").exists()
 
 
-def test_a_review_folder_of_another_output_is_refused(tmp_path):
-    (tmp_path / "out-review").mkdir()
-    (tmp_path / "out-review" / "mine.png").touch()
-    (tmp_path / "photos").mkdir()
-    with pytest.raises(OutputError, match=r"is new, but .*out-review beside it holds 'mine.png'; move that away"):
-        check_output(tmp_path / "out", tmp_path / "photos")
+@pytest.mark.parametrize("kind", ["review", "report"])
+def test_a_new_output_takes_no_folder_beside_it_that_holds_files(tmp_path, kind):
+    side = tmp_path / f"out-{kind}"
+    side.mkdir()
+    (side / "Thumbs.db").touch()
+    check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+    (side / "mine.png").touch()
+    with pytest.raises(OutputError, match=rf"is new, but .*out-{kind} beside it holds 'mine.png'; move that away"):
+        check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+    fill(tmp_path / "out", photo("a.jpg"))
+    check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
 
 
 def test_features_and_mask_stand_beside_the_pixels(tmp_path):
