@@ -211,9 +211,10 @@ class OutputFolder:
     def clear_after_deaths(self) -> None:
         """Deletes what processes have left of their work that were writing here for this run, and died."""
         recorded = {(folder, row["file_name"]) for folder in self.places for row in iterate_records([folder])}
+        kept = recorded | self._orphans
         for folder in self.places:
             for file in _find_pngs(folder):
-                if (folder, file) not in recorded | self._orphans:
+                if (folder, file) not in kept:
                     (folder / file).unlink(missing_ok=True)
 
     def finish(self) -> None:
