@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from lease_utilities import hold_lease
 from lock_utilities import hold_lock
 from record_utilities import RUN, TEMPORARY
 from storage_utilities import Place, RemotePath, to_place
+
+_LOGGER = logging.getLogger("sam2vit")
 
 _LOCK = ".lock"  # only while a run is writing
 _NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # systems put them anywhere
@@ -55,6 +58,8 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
         (folders.export, settings.exports),
     ]
     check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
+    if settings.overwrite and _names(folders.unknown):
+        _LOGGER.warning("%s: --overwrite leaves the photos that are there; delete what you don't need", folders.unknown)
     return folders, files
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import writer_utilities
+from config_utilities import Settings
 from conftest import make_image
 from dataset_utilities import SIDES, PhotoFile
 from errors import OutputError
 from feature_utilities import FeatureFile, read_features
-from folder_utilities import check_output, sibling
+from folder_utilities import check_folders, check_output, sibling
 from mask_utilities import cut_out
 from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
@@ -527,6 +528,19 @@ def test_a_new_output_takes_no_folder_beside_it_that_holds_files(tmp_path, kind)
         check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
     fill(tmp_path / "out", photo("a.jpg"))
     check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+
+
+def test_overwriting_says_that_it_leaves_the_photos_that_were_set_aside(tmp_path, caplog):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "photos").mkdir()
+    settings = Settings(dataset_dir=str(tmp_path / "photos"), output=str(tmp_path / "out"), overwrite=True)
+    check_folders(settings)
+    assert caplog.messages == []
+    (tmp_path / "out-unknown").mkdir()
+    (tmp_path / "out-unknown" / "b.jpg").touch()
+    check_folders(settings)
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path / 'out-unknown'}: --overwrite leaves the photos that are there")
 
 
 def test_features_and_mask_stand_beside_the_pixels(tmp_path):
