@@ -64,6 +64,8 @@ _TURNS: dict[
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for negatives
+_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF's tag, and its bit for a small version of another picture of the file
+_DNG_VERSION = 50706
 _WHITE = (255, 255, 255, 255)
 
 
@@ -153,6 +155,7 @@ class OpenedPhoto:
             with contextlib.ExitStack() as stack:
                 self._image = stack.enter_context(_open(path, max_pixels))
                 check_image(self._image, max_pixels)
+                _refuse_raw(self._image)
                 self.pixels = math.prod(self._image.size)
                 self._close = stack.pop_all().close
             return
@@ -221,6 +224,16 @@ def _open(path: Place, max_pixels: int) -> Iterator[Image.Image]:
         file.reads_left = math.inf
         with image:
             yield image
+
+
+def _refuse_raw(image: Image.Image) -> None:
+    """Raises PhotoError over a camera's raw file: DNG, NEF and others are TIFFs whose first picture is a thumbnail."""
+    if image.format == "TIFF":
+        kind = image.tag_v2.get(_SUBFILE_TYPE)
+        if _DNG_VERSION in image.tag_v2 or (isinstance(kind, int) and kind & _REDUCED):
+            raise PhotoError(
+                "camera raw, of which only the thumbnail is read; export it as JPEG or TIFF", stage="decode"
+            )
 
 
 def _open_limited(path: Place, most: int) -> LimitedReader:
