@@ -79,9 +79,14 @@ def find_photos(
 
 
 def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
-    """Returns how many files `find_photos` will yield, and warns of what it leaves out."""
+    """Returns how many files `find_photos` will yield, and warns of what it leaves out.
+
+    Raises:
+        DatasetError: The dataset is missing or can't be listed, or none of its folders that may have files.
+    """
     files, outputs, links, link = 0, [], 0, None
-    for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None):
+    refused: list[tuple[str, OSError]] = []
+    for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=lambda *refusal: refused.append(refusal)):
         files += len(folder.files)
         links += len(folder.links)
         link = link or next((folder.path / name for name in folder.links), None)
@@ -95,6 +100,9 @@ def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
         )
     if links:
         _LOGGER.warning("links to folders: %d, such as %s; they are not followed", links, link)
+    if refused and not files:
+        folder_name, error = refused[0]
+        raise DatasetError(f"{dataset_dir / folder_name}: can't be listed: {error.strerror}; mend its permissions")
     return files
 
 

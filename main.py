@@ -117,6 +117,8 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
 
     check_side_products(settings, has_masks=not settings.no_sam)
     folders, files = check_folders(settings)
+    if not files:
+        return _say_no_photos(settings)
     with lock_output(folders.output) as lost:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)

@@ -192,6 +192,10 @@ def test_a_subfolder_that_can_not_be_listed_is_reported_and_the_rest_is_found(tm
     photos = list(find_photos(tmp_path, on_unreadable=lambda folder, error: reported.append((folder, error.strerror))))
     assert [photo.source for photo in photos] == ["a.jpg"]
     assert reported == [("locked", "Permission denied")]
+    assert count_files(tmp_path) == 1
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(DatasetError, match="locked: can't be listed: Permission denied; mend its permissions"):
+        count_files(tmp_path)
 
 
 @pytest.mark.parametrize(

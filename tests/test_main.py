@@ -272,6 +272,19 @@ def test_a_folder_without_photos_is_no_success(run, tmp_path, files):
     assert "no photos in it; name your folder with --dataset-dir" in err
 
 
+def test_an_emptied_dataset_touches_nothing_of_the_output(run, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    run()
+    before = contents(tmp_path / "out")
+    photos.rename(tmp_path / "elsewhere")
+    photos.mkdir()
+    for flags in ((), ("--overwrite",)):
+        code, out, err = run(*flags)
+        assert (code, out) == (1, "")
+        assert "no photos in it" in err
+        assert contents(tmp_path / "out") == before
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
     code, out, err = run("--dry-run")
     assert (code, err) == (0, "")
