@@ -403,6 +403,16 @@ def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, cap
     assert f"PNGs in no record: 1, such as {tmp_path / 'out/red/stranger.png'}" in caplog.text
 
 
+def test_records_of_photos_that_are_gone_are_counted_at_the_end_of_a_whole_run(tmp_path, caplog):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"), photo("c.jpg"))
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("b.jpg"))
+        assert not again.is_done(photo("new name of a.jpg"))
+        again.finish()
+    [message] = caplog.messages
+    assert message.startswith("records of photos that are no longer found: 2, such as a.jpg; ")
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
 def test_damaged_settings_of_an_earlier_run_say_so(tmp_path, content):
     fill(tmp_path / "out", photo())
