@@ -36,6 +36,7 @@ from record_utilities import (
     Places,
     Thresholds,
     delete_file,
+    is_sound,
     iterate_lines,
     iterate_records,
     open_to_append,
@@ -318,7 +319,12 @@ class OutputFolder:
         self._done, self._recorded = {}, set()
         for folder in self.places:
             for row in iterate_lines(folder / METADATA, {**RECORD_TYPES, "model_label": str, "flags": list}):
-                if row is None or row["source"] in self._done or self._settle(row, folder, found) is not row:
+                if (
+                    row is None
+                    or not is_sound(row)
+                    or row["source"] in self._done
+                    or self._settle(row, folder, found) is not row
+                ):
                     self._done, self._recorded = {}, set()
                     self.counts.clear()
                     self.in_review.clear()

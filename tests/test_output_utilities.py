@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import threading
 import tracemalloc
@@ -22,7 +23,7 @@ from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
 from program import peak_of
 from prompt_utilities import Label
-from record_utilities import RUN, Thresholds, photo_record, write_atomically
+from record_utilities import RUN, StoredRecords, Thresholds, iterate_records, photo_record, write_atomically
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -279,9 +280,9 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path):
 def test_overwrite_never_follows_a_record_out_of_the_output(tmp_path):
     fill(tmp_path / "out", photo("a.jpg"))
     (tmp_path / "precious.png").write_bytes(b"mine")
-    line = json.dumps({"file_name": "../precious.png", "label": "red", "source": "x", "item_probability": 1})
+    [row] = rows(tmp_path / "out" / "metadata.jsonl")
     with (tmp_path / "out" / "metadata.jsonl").open("a") as metadata:
-        metadata.write(line + "\n")
+        metadata.write(json.dumps({**row, "file_name": "../precious.png"}) + "\n")
     open_folder(tmp_path / "out", overwrite=True).__exit__(None)
     assert (tmp_path / "precious.png").exists()
 
@@ -424,7 +425,31 @@ def test_damaged_settings_of_an_earlier_run_say_so(tmp_path, content):
 
 @pytest.mark.parametrize(
     "row",
-    [{"source": ["x"]}, {"file_name": 7}, {"item_probability": "much"}, "no object", {"label": None}],
+    [
+        {"source": ["x"]},
+        {"file_name": 7},
+        {"item_probability": "much"},
+        {"item_probability": math.nan},
+        {"margin": math.inf},
+        {"margin": None},
+        {"mask_score": ""},
+        {"mask_area": 10**400},
+        {"label": None},
+        {"model_label": 7},
+        {"label_source": None},
+        {"prompt": None},
+        {"top_items": None},
+        {"top_items": ["red"]},
+        {"top_items": [{"item": "red"}]},
+        {"width": "wide"},
+        {"height": 0},
+        {"crop": []},
+        {"crop": [0, 0, 1.5, 2]},
+        {"flags": [["small"]]},
+        {"flags": "small"},
+        {"flags": None},
+        "no object",
+    ],
     ids=str,
 )
 def test_records_that_a_hand_has_damaged_are_dropped(tmp_path, row):
@@ -432,10 +457,23 @@ def test_records_that_a_hand_has_damaged_are_dropped(tmp_path, row):
     metadata = tmp_path / "out" / "metadata.jsonl"
     [good] = rows(metadata)
     with metadata.open("a") as file:
-        file.write(json.dumps({**good, **row} if isinstance(row, dict) else row) + "\n")
+        file.write(json.dumps({**good, "source": "b.jpg", **row} if isinstance(row, dict) else row) + "\n")
+    assert list(iterate_records([tmp_path / "out"])) == list(StoredRecords([tmp_path / "out"]).rows()) == [good]
     with open_folder(tmp_path / "out") as again:
         assert again.done == 1
     assert rows(metadata) == [good]
+
+
+@pytest.mark.parametrize("key", ["item_probability", "margin", "prompt", "width", "top_items", "mask_area"])
+def test_records_that_lack_a_key_are_dropped(tmp_path, key):
+    fill(tmp_path / "out", photo("a.jpg"))
+    metadata = tmp_path / "out" / "metadata.jsonl"
+    [row] = rows(metadata)
+    del row[key]
+    metadata.write_text(json.dumps(row) + "\n")
+    with open_folder(tmp_path / "out") as again:
+        assert again.done == 0
+    assert rows(metadata) == []
 
 
 def fill_with_traps(path):
