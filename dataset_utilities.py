@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from errors import DatasetError
-from photo_utilities import is_image
+from photo_utilities import check_open_files, is_image
 from record_utilities import RUN
 from storage_utilities import Place, RemotePath
 
@@ -164,6 +164,7 @@ def _walk(
         try:
             listing = _list(path, excluded)
         except OSError as error:
+            check_open_files(error)
             if path == dataset_dir:
                 raise DatasetError(
                     f"{dataset_dir}: {error.strerror}; name your folder of photos with --dataset-dir"

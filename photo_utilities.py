@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from errors import NotAPhotoError, PhotoError
+from errors import NotAPhotoError, PhotoError, UserError
 from photo_limit_utilities import (
     MAX_BYTES_PER_PIXEL,
     MAX_HEADER_READS,
@@ -83,6 +83,12 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def check_open_files(error: Exception) -> None:
+    """Raises UserError where a file is not to blame for an error, but that no more files can be open at once."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise UserError(f"{error.strerror}: photos of a batch are open at once; lower --batch-size, or raise ulimit -n")
+
+
 def read_file(path: Place) -> bytes:
     """Returns the contents of a regular file; see `open_regular`."""
     if isinstance(path, RemotePath):
@@ -123,7 +129,8 @@ def is_image(path: Place) -> bool:
             return True
     except (PhotoError, Image.DecompressionBombError):
         return True
-    except Exception:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
+    except Exception as error:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
+        check_open_files(error)
         return False
 
 
@@ -145,6 +152,7 @@ class OpenedPhoto:
     Raises:
         NotAPhotoError: The file holds no image, and its ending does not say that it should.
         PhotoError: The image can't be read, or is refused.
+        UserError: Too many files are open.
     """
 
     def __init__(self, path: Place, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -193,6 +201,7 @@ class OpenedPhoto:
 
 def _failure(path: Place, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
     """Returns what read_photo raises over an error."""
+    check_open_files(error)
     if isinstance(error, PhotoError):
         return error.with_traceback(None)
     if isinstance(error, FileNotFoundError) and isinstance(path, Path):

@@ -394,7 +394,11 @@ def open_to_append(path: Place, head: bytes = b"") -> AppendedFile | _AppendedOb
 
 def stopped(path: Place, error: OSError) -> OutputError:
     """Returns the error of a run that can't go on because a file of its output can't be written."""
-    reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
+    reasons = {
+        errno.ENOENT: "it is gone since the run began",
+        errno.EFBIG: "the limit of file sizes (ulimit -f)",
+        errno.EMFILE: "the limit of open files (ulimit -n, or a smaller --batch-size)",
+    }
     return OutputError(
         f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
         "mend that, and the same command goes on from there: what was finished is kept"

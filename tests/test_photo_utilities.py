@@ -7,7 +7,8 @@ from PIL import Image, ImageCms
 
 import photo_utilities
 from conftest import make_image, save_photo
-from errors import NotAPhotoError, PhotoError
+from dataset_utilities import find_photos
+from errors import NotAPhotoError, PhotoError, UserError
 from photo_utilities import is_image, read_photo
 
 # A picture of four quarters: which corner is which shows its orientation, which colour its conversion.
@@ -277,6 +278,19 @@ def test_a_raw_file_is_not_taken_for_its_thumbnail(tmp_path, tags):
 def test_a_vanished_file_is_a_failure_with_its_reason(tmp_path):
     with pytest.raises(PhotoError, match="No such file"):
         read_photo(tmp_path / "gone.jpg")
+
+
+def test_a_file_is_not_to_blame_that_too_many_are_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_photo(tmp_path / "a.jpg")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for read in (read_photo, is_image, lambda path: list(find_photos(path.parent))):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"Too many open files: .* lower --batch-size, or raise ulimit -n"):
+                read(tmp_path / "a.jpg")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("max_pixels", [9998, 9999])

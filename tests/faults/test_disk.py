@@ -89,6 +89,24 @@ def test_a_limit_of_file_sizes_stops_the_run_until_it_is_raised(models, run, tmp
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
 
 
+def test_a_limit_of_open_files_stops_the_run_until_it_is_raised(models, run, tmp_path):
+    for seed in range(120):
+        save_photo(tmp_path / "some" / f"{seed:03}.jpg", 40, 30, seed)
+    limited = subprocess.run(
+        command("-i", tmp_path / "some", "-o", tmp_path / "out", *models, "--batch-size", "1024"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert limited.returncode == 2
+    assert limited.stderr == (
+        "main.py: Too many open files: photos of a batch are open at once; lower --batch-size, or raise ulimit -n\n"
+    )
+    assert rows(tmp_path / "out" / "failures.jsonl") == []
+    assert run(dataset=tmp_path / "some")[0] == 0
+
+
 @pytest.fixture
 def run_unprivileged(models):
     """Runs the program as somebody whom permissions stop, which they do not stop root from."""
