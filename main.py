@@ -58,9 +58,7 @@ EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
-    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     config, signals, again = "", Signals(), "the same command"
     try:
         settings = read_settings(parse_flags(arguments))
@@ -68,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.overwrite:
             again += " without --overwrite"
         if settings.list_presets:
+            from console_utilities import SparableStream
             from preview_utilities import list_presets
 
-            list_presets()
+            with contextlib.redirect_stdout(SparableStream(sys.stdout)):
+                list_presets()
             return EXIT_COMPLETE
         with _console(settings) as console, signals:
             if settings.dry_run:
@@ -91,6 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error).replace("the same command", again)
         _say_error(message or "interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
+
+
+def _prepare_streams() -> None:
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # it is closed; no file of the output may get its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the program ends)
+    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def dry_run(settings: Settings, console: Console) -> int:

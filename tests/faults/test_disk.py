@@ -1,6 +1,7 @@
 """Full disks, folders that may not be written, and an output that goes away: one line, and the same command goes on."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections import deque
@@ -214,6 +215,24 @@ def test_a_console_that_can_not_be_written_costs_no_photo(photos, models, tmp_pa
         result = subprocess.run(arguments, stdout=console, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(pngs(tmp_path / "out")) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_presets_that_can_not_be_shown_are_no_bug():
+    with Path("/dev/full").open("w") as console:
+        result = subprocess.run(
+            command("--list-presets"), stdout=console, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_cost_no_photo(photos, models, tmp_path, closed):
+    arguments = shlex.join(command("-i", photos, "-o", tmp_path / "out", *models, "--batch-size", "2"))
+    (photos / "broken.jpg").write_bytes(b"")
+    result = subprocess.run(f"{arguments} {closed}", shell=True, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == len(pngs(tmp_path / "out")) == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
