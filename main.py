@@ -592,9 +592,12 @@ def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings
         path = (folders.debug / photo.file.name).with_suffix(".jpg")
         try:
             write_atomically(path, inspection_jpeg(photo, settings.background, scores))
-        except OSError as error:
-            raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
         except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
+            # Of a.png, beside a folder of photos that is called a.jpg.
+            in_the_way = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+            if isinstance(error, OSError) and not (in_the_way and folders.debug.is_dir()):
+                reason = error.strerror
+                raise OutputError(f"{path}: can't be written: {reason}; leave out --debug, or make room") from None
             _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
 
 

@@ -167,6 +167,15 @@ def test_an_inspection_picture_that_can_not_be_written_is_one_line(run, tmp_path
     assert err.count("\n") == 1
 
 
+def test_an_inspection_picture_whose_name_a_folder_has_is_done_without(run, tmp_path):
+    save_photo(tmp_path / "some" / "a.png")
+    save_photo(tmp_path / "some" / "a.jpg" / "b.png")
+    code, out, err = run("--debug", dataset=tmp_path / "some")
+    assert (code, err) == (0, "")
+    assert "a.jpg/b.png: no inspection picture: " in out
+    assert len(pngs(tmp_path / "out")) == 2
+
+
 def test_other_spellings_of_the_same_model_are_no_other_settings(run, sam2_checkpoint, monkeypatch):
     assert run()[0] == 0
     monkeypatch.chdir(sam2_checkpoint.parent)
