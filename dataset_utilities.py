@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import unicodedata
 from collections import Counter
@@ -12,8 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from errors import DatasetError
-from photo_utilities import is_image
+from photo_utilities import check_open_files, is_image
+from record_utilities import RUN
 from storage_utilities import Place, RemotePath
+
+SIDES = ("debug", "unknown", "review", "report", "export")  # of folders beside an output: `output-debug`
+
+_LOGGER = logging.getLogger("sam2vit")
 
 _LONGEST_NAME = 255  # bytes, on every common file system
 _LONGEST_ENDING = 16  # characters; what is longer is no ending
@@ -46,8 +52,9 @@ def find_photos(
     """Yields the files of a dataset, folder by folder in sorted order, with the names of their cut-outs.
 
     What a file holds is not looked at, except where two files of a folder compete for one name. Hidden files and
-    folders (leading dot) are left out, as are pipes and devices. Links to files are followed, links to folders
-    are not, so that no loop can form. Memory is that of the largest single folder.
+    folders (leading dot) are left out, as are pipes and devices, and outputs of earlier runs with what stands beside
+    them. Links to files are followed, links to folders are not, so that no loop can form. A link that leads nowhere is
+    a file, whose failure says so. Memory is that of the largest single folder.
 
     Args:
         dataset_dir: The folder.
@@ -72,8 +79,31 @@ def find_photos(
 
 
 def count_files(dataset_dir: Place, *, exclude: Sequence[Place] = ()) -> int:
-    """Returns how many files `find_photos` will yield."""
-    return sum(len(folder.files) for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=None))
+    """Returns how many files `find_photos` will yield, and warns of what it leaves out.
+
+    Raises:
+        DatasetError: The dataset is missing or can't be listed, or none of its folders that may have files.
+    """
+    files, outputs, links, link = 0, [], 0, None
+    refused: list[tuple[str, OSError]] = []
+    for folder in _walk(dataset_dir, exclude=exclude, on_unreadable=lambda *refusal: refused.append(refusal)):
+        files += len(folder.files)
+        links += len(folder.links)
+        link = link or next((folder.path / name for name in folder.links), None)
+        if folder.is_output:
+            outputs.append(folder.path)
+    if outputs:
+        _LOGGER.warning(
+            "outputs of earlier runs among the photos: %d, such as %s; they are left out, and what stands beside them",
+            len(outputs),
+            outputs[0],
+        )
+    if links:
+        _LOGGER.warning("links to folders: %d, such as %s; they are not followed", links, link)
+    if refused and not files:
+        folder_name, error = refused[0]
+        raise DatasetError(f"{dataset_dir / folder_name}: can't be listed: {error.strerror}; mend its permissions")
+    return files
 
 
 def watch_dataset(dataset_dir: Place) -> Callable[[], None]:
@@ -117,6 +147,8 @@ class _Folder:
     named: str  # the same in the names of cut-outs
     files: dict[str, str]
     subfolders: dict[str, str]  # as in the names of cut-outs
+    links: Sequence[str] = ()  # to folders
+    is_output: bool = False  # of an earlier run; nothing in it is looked at
 
 
 def _walk(
@@ -130,8 +162,9 @@ def _walk(
     while to_visit:
         path, relative, named = to_visit.pop()
         try:
-            names, files, subfolders = _list(path, excluded)
+            listing = _list(path, excluded)
         except OSError as error:
+            check_open_files(error)
             if path == dataset_dir:
                 raise DatasetError(
                     f"{dataset_dir}: {error.strerror}; name your folder of photos with --dataset-dir"
@@ -139,39 +172,64 @@ def _walk(
             if on_unreadable is not None:
                 on_unreadable(relative.rstrip("/"), error)
             continue
-        portable, plain = _portable_names(names), _portable_names(names, without="\\")
+        if listing.is_output and path != dataset_dir:
+            sides = {path.with_name(f"{path.name}-{kind}") for kind in SIDES}  # by their names, they come later
+            to_visit = [each for each in to_visit if each[0] not in sides]
+            yield _Folder(path, relative, named, {}, {}, is_output=True)
+            continue
+        portable, plain = _portable_names(listing.names), _portable_names(listing.names, without="\\")
         to_visit += [
-            (path / name, f"{relative}{portable[name]}/", f"{named}{plain[name]}/") for name in reversed(subfolders)
+            (path / name, f"{relative}{portable[name]}/", f"{named}{plain[name]}/")
+            for name in reversed(listing.subfolders)
         ]
         yield _Folder(
-            path, relative, named, {name: portable[name] for name in files}, {name: plain[name] for name in subfolders}
+            path,
+            relative,
+            named,
+            {name: portable[name] for name in listing.files},
+            {name: plain[name] for name in listing.subfolders},
+            listing.links,
         )
 
 
-def _list(folder: Place, excluded: Collection[Place]) -> tuple[list[str], list[str], list[str]]:
-    """Returns the names that are to be seen in a folder, and which of them are files, and which subfolders."""
+@dataclass(frozen=True)
+class _Listing:
+    """The names that are to be seen in a folder, which of them are what, and whether it is a run's output."""
+
+    names: list[str]
+    files: list[str]
+    subfolders: list[str]
+    links: list[str]
+    is_output: bool
+
+
+def _list(folder: Place, excluded: Collection[Place]) -> _Listing:
     if isinstance(folder, RemotePath):
-        seen = [entry for entry in folder.scan() if not entry.name.startswith(".")]
+        found = folder.scan()
+        seen = [entry for entry in found if not entry.name.startswith(".")]
         files = [entry.name for entry in seen if not entry.is_folder]
         subfolders = [entry.name for entry in seen if entry.is_folder and folder / entry.name not in excluded]
+        links = []
     else:
         with os.scandir(folder) as entries:
-            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted(entries, key=lambda entry: entry.name)
+        seen = [entry for entry in found if not entry.name.startswith(".")]
         files = [entry.name for entry in seen if _is_file(entry)]
         subfolders = [
             entry.name
             for entry in seen
             if entry.is_dir(follow_symlinks=False) and Path(entry.path).resolve() not in excluded
         ]
-    return [entry.name for entry in seen], files, subfolders
+        links = [entry.name for entry in seen if entry.is_symlink() and os.path.isdir(entry.path)]  # noqa: PTH112 (quick)
+    return _Listing([entry.name for entry in seen], files, subfolders, links, any(entry.name == RUN for entry in found))
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a file, or a link that leads to one; a link in a loop leads nowhere."""
+    """Whether an entry is a file, or a link that leads to one, or nowhere."""
     try:
-        return entry.is_file()
-    except OSError:
-        return False
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110 (quick)
+    except OSError:  # a link in a loop, or through a folder that is closed
+        return True
 
 
 def _portable_names(names: Sequence[str], *, without: str = "") -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from config_utilities import Settings
-from dataset_utilities import count_files
+from dataset_utilities import SIDES, count_files
 from errors import OutputError
 from lease_utilities import hold_lease
 from lock_utilities import hold_lock
-from record_utilities import RUN, TEMPORARY, Thresholds
+from record_utilities import RUN, TEMPORARY
 from storage_utilities import Place, RemotePath, to_place
 
+_LOGGER = logging.getLogger("sam2vit")
+
 _LOCK = ".lock"  # only while a run is writing
+_NOBODYS = {".DS_Store", "Thumbs.db", "desktop.ini", "lost+found"}  # systems put them anywhere
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,19 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
     sides = [
         (folders.debug, settings.debug),
         (folders.unknown, settings.keep_unknown),
-        (folders.review, settings.thresholds != Thresholds()),
         (folders.report, not settings.no_report),
         (folders.export, settings.exports),
     ]
     check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
+    if settings.overwrite and _names(folders.unknown):
+        _LOGGER.warning("%s: --overwrite leaves the photos that are there; delete what you don't need", folders.unknown)
     return folders, files
 
 
 def name_folders(dataset_dir: str, output: str) -> Folders:
     """Returns the folders that go with a dataset and an output."""
     dataset_place, place = to_place(dataset_dir, flag="--dataset-dir"), to_place(output, flag="--output")
-    sides = (sibling(place, kind) for kind in ("debug", "unknown", "review", "report", "export"))
-    return Folders(dataset_place, place, *sides)
+    return Folders(dataset_place, place, *(sibling(place, kind) for kind in SIDES))
 
 
 def sibling(output: Place, kind: str) -> Place:
@@ -79,14 +83,15 @@ def check_output(output: Place, dataset_dir: Place, *, side_folders: Sequence[Pl
     Args:
         output: Where cut-outs will go.
         dataset_dir: Where the photos are.
-        side_folders: Where else files will be written.
+        side_folders: Where else files will be written, but for the review folder, which is looked at in any case.
 
     Raises:
-        OutputError: One of them is the dataset or contains it, or the output is no folder, can't be read or holds
-            files of another origin, or its review folder does.
+        OutputError: The output or a folder beside it is the dataset or contains it, whether the run will write there or
+            not; or the output is no folder, can't be read or holds files of another origin; or it is new, and a side
+            folder holds any.
     """
     photos = dataset_dir.resolve()
-    for folder in (output, *side_folders):
+    for folder in (output, *(sibling(output, kind) for kind in SIDES)):
         if folder.resolve() == photos or folder.resolve() in photos.parents:
             relation = "is" if folder.resolve() == photos else "contains"
             what = f"--output {output}" if folder == output else f"--output {output}: its side folder {folder}"
@@ -99,24 +104,23 @@ def check_output(output: Place, dataset_dir: Place, *, side_folders: Sequence[Pl
             f"--output {output}: holds files that are not of a sam2vit run, such as {names[0]!r}; "
             "name a new or empty folder"
         )
-    review = sibling(output, "review")
-    if _names(review):
-        raise OutputError(
-            f"--output {output}: is new, but {review} beside it holds {_names(review)[0]!r}; move that away, or name "
-            "another --output"
-        )
+    for folder in (sibling(output, "review"), *side_folders):
+        if held := _names(folder):
+            raise OutputError(
+                f"--output {output}: is new, but {folder} beside it holds {held[0]!r}; move that away, or name another "
+                "--output"
+            )
 
 
 def _names(folder: Place) -> list[str]:
-    """Returns the names in a folder, but for those that runs have only meanwhile; none where it is missing."""
+    """Returns the names in a folder, but for what systems and runs have there meanwhile; none where it is missing."""
     try:
-        return sorted(
-            path.name for path in folder.iterdir() if path.name != _LOCK and not TEMPORARY.fullmatch(path.name)
-        )
+        names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise OutputError(f"--output {folder}: {error.strerror}; name a folder of your own") from None
+    return [name for name in names if name not in {_LOCK, *_NOBODYS} and not TEMPORARY.fullmatch(name)]
 
 
 @contextlib.contextmanager

@@ -58,9 +58,7 @@ EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
-    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     config, signals, again = "", Signals(), "the same command"
     try:
         settings = read_settings(parse_flags(arguments))
@@ -68,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.overwrite:
             again += " without --overwrite"
         if settings.list_presets:
+            from console_utilities import SparableStream
             from preview_utilities import list_presets
 
-            list_presets()
+            with contextlib.redirect_stdout(SparableStream(sys.stdout)):
+                list_presets()
             return EXIT_COMPLETE
         with _console(settings) as console, signals:
             if settings.dry_run:
@@ -91,6 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error).replace("the same command", again)
         _say_error(message or "interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
+
+
+def _prepare_streams() -> None:
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # it is closed; no file of the output may get its number
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (until the program ends)
+    for stream in (sys.stdout, sys.stderr):  # a name that a Windows console lacks is shown escaped, not died of
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def dry_run(settings: Settings, console: Console) -> int:
@@ -117,6 +126,8 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
 
     check_side_products(settings, has_masks=not settings.no_sam)
     folders, files = check_folders(settings)
+    if not files:
+        return _say_no_photos(settings)
     with lock_output(folders.output) as lost:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
@@ -581,9 +592,12 @@ def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings
         path = (folders.debug / photo.file.name).with_suffix(".jpg")
         try:
             write_atomically(path, inspection_jpeg(photo, settings.background, scores))
-        except OSError as error:
-            raise OutputError(f"{path}: can't be written: {error.strerror}; leave out --debug, or make room") from None
         except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
+            # Of a.png, beside a folder of photos that is called a.jpg.
+            in_the_way = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
+            if isinstance(error, OSError) and not (in_the_way and folders.debug.is_dir()):
+                reason = error.strerror
+                raise OutputError(f"{path}: can't be written: {reason}; leave out --debug, or make room") from None
             _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
 
 

@@ -36,6 +36,7 @@ from record_utilities import (
     Places,
     Thresholds,
     delete_file,
+    is_sound,
     iterate_lines,
     iterate_records,
     open_to_append,
@@ -144,8 +145,11 @@ class OutputFolder:
         return self._probabilities[item] / self.counts[item] if self.counts[item] else 0.0
 
     def is_done(self, photo: PhotoFile) -> bool:
-        """Whether the photo's cut-out and record are in place."""
-        return photo.source in self._done
+        """Whether the photo's cut-out and record are in place; to be asked of every photo of the dataset."""
+        done = photo.source in self._done
+        if done:
+            self._done[photo.source] = True
+        return done
 
     def write(self, photo: PhotoFile, draw: Callable[[], np.ndarray], record: Mapping[str, Any], **kept: Any) -> None:
         """Begins to write a cut-out to `<item>/<name>.png`; waits where the writers are far behind.
@@ -213,19 +217,27 @@ class OutputFolder:
         for file in self._metadata.values():
             file.sync()  # or, in an object store, the latest records are not yet where they are read
         recorded = {(folder, row["file_name"]) for folder in self.places for row in iterate_records([folder])}
+        kept = recorded | self._orphans
         for folder in self.places:
             for file in _find_pngs(folder):
-                if (folder, file) not in recorded | self._orphans:
+                if (folder, file) not in kept:
                     (folder / file).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Says that every photo has been tried: earlier failures stand no longer, and strange PNGs are named."""
+        """Says that every photo has been tried: earlier failures stand no longer, and what else is there is named."""
         self._failures = {source: row for source, row in self._failures.items() if source in self._failed_now}
         if self._orphans:
             _LOGGER.warning(
                 "PNGs in no record: %d, such as %s; delete them, or readers of the folder count them in",
                 len(self._orphans),
                 min(folder / file for folder, file in self._orphans),
+            )
+        gone = [source for source, is_there in self._done.items() if not is_there]
+        if gone:
+            _LOGGER.warning(
+                "records of photos that are no longer found: %d, such as %s; they stay until their PNGs are deleted",
+                len(gone),
+                gone[0],
             )
 
     def __enter__(self) -> OutputFolder:
@@ -306,11 +318,16 @@ class OutputFolder:
 
         Else some want mending, and nothing is noted.
         """
-        self._done, self._recorded = set(), set()
+        self._done, self._recorded = {}, set()
         for folder in self.places:
             for row in iterate_lines(folder / METADATA, {**RECORD_TYPES, "model_label": str, "flags": list}):
-                if row is None or row["source"] in self._done or self._settle(row, folder, found) is not row:
-                    self._done, self._recorded = set(), set()
+                if (
+                    row is None
+                    or not is_sound(row)
+                    or row["source"] in self._done
+                    or self._settle(row, folder, found) is not row
+                ):
+                    self._done, self._recorded = {}, set()
                     self.counts.clear()
                     self.in_review.clear()
                     self._probabilities.clear()
@@ -319,7 +336,7 @@ class OutputFolder:
         return True
 
     def _note(self, row: Mapping[str, Any]) -> None:
-        self._done.add(row["source"])
+        self._done[row["source"]] = False
         self._recorded.add((self.places.of(row), row["file_name"]))
         self._count(row)
 

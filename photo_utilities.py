@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from errors import NotAPhotoError, PhotoError
+from errors import NotAPhotoError, PhotoError, UserError
 from photo_limit_utilities import (
     MAX_BYTES_PER_PIXEL,
     MAX_HEADER_READS,
@@ -64,6 +64,8 @@ _TURNS: dict[
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF's tag, and its value for negatives
+_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF's tag, and its bit for a small version of another picture of the file
+_DNG_VERSION = 50706
 _WHITE = (255, 255, 255, 255)
 
 
@@ -79,6 +81,12 @@ def open_regular(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file", os.fspath(path))
     return os.fdopen(descriptor, "rb")
+
+
+def check_open_files(error: Exception) -> None:
+    """Raises UserError where a file is not to blame for an error, but that no more files can be open at once."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise UserError(f"{error.strerror}: photos of a batch are open at once; lower --batch-size, or raise ulimit -n")
 
 
 def read_file(path: Place) -> bytes:
@@ -121,7 +129,8 @@ def is_image(path: Place) -> bool:
             return True
     except (PhotoError, Image.DecompressionBombError):
         return True
-    except Exception:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
+    except Exception as error:  # Pillow's plugins raise all kinds of errors over bytes that are not theirs
+        check_open_files(error)
         return False
 
 
@@ -143,6 +152,7 @@ class OpenedPhoto:
     Raises:
         NotAPhotoError: The file holds no image, and its ending does not say that it should.
         PhotoError: The image can't be read, or is refused.
+        UserError: Too many files are open.
     """
 
     def __init__(self, path: Place, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -153,6 +163,7 @@ class OpenedPhoto:
             with contextlib.ExitStack() as stack:
                 self._image = stack.enter_context(_open(path, max_pixels))
                 check_image(self._image, max_pixels)
+                _refuse_raw(self._image)
                 self.pixels = math.prod(self._image.size)
                 self._close = stack.pop_all().close
             return
@@ -190,8 +201,12 @@ class OpenedPhoto:
 
 def _failure(path: Place, error: Exception, max_pixels: int) -> PhotoError | NotAPhotoError:
     """Returns what read_photo raises over an error."""
+    check_open_files(error)
     if isinstance(error, PhotoError):
         return error.with_traceback(None)
+    if isinstance(error, FileNotFoundError) and isinstance(path, Path):
+        with contextlib.suppress(OSError):  # it is no link
+            return PhotoError(f"the link leads nowhere: {path.readlink()}", stage="decode")
     if isinstance(error, UnidentifiedImageError):
         claims_to_be_one = path.suffix.lower() in _image_endings()
         return PhotoError(str(error), stage="decode") if claims_to_be_one else NotAPhotoError(path.name)
@@ -218,6 +233,16 @@ def _open(path: Place, max_pixels: int) -> Iterator[Image.Image]:
         file.reads_left = math.inf
         with image:
             yield image
+
+
+def _refuse_raw(image: Image.Image) -> None:
+    """Raises PhotoError over a camera's raw file: DNG, NEF and others are TIFFs whose first picture is a thumbnail."""
+    if image.format == "TIFF":
+        kind = image.tag_v2.get(_SUBFILE_TYPE)
+        if _DNG_VERSION in image.tag_v2 or (isinstance(kind, int) and kind & _REDUCED):
+            raise PhotoError(
+                "camera raw, of which only the thumbnail is read; export it as JPEG or TIFF", stage="decode"
+            )
 
 
 def _open_limited(path: Place, most: int) -> LimitedReader:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from sam_utilities import Segmentation
 
 METADATA, FAILURES, CARD, RUN = "metadata.jsonl", "failures.jsonl", "README.md", ".run.json"
-# What a resumed run reads of a row; a row without it, or with something else there, is not ours.
-RECORD_TYPES = {"file_name": str, "label": str, "source": str, "item_probability": (int, float)}
+# A row without these, or with something else there, is not ours; see `is_sound`, too.
+RECORD_TYPES = {"file_name": str, "label": str, "source": str, "prompt": str, "width": int, "height": int}
 FAILURE_TYPES = {"source": str, "reason": str, "stage": str}
+_MOST = 1e9  # what a number in a record can be
 
 REVIEW = "review"  # the flag of what is too doubtful for its item's folder
 MOVED = "moved by hand"  # of a cut-out that a user has put into another item's folder
@@ -160,9 +161,31 @@ def iterate_records(folders: Iterable[Place]) -> Iterator[dict[str, Any]]:
     """
     for folder in folders:
         for row in iterate_lines(folder / METADATA, RECORD_TYPES):
-            if row is not None:
-                _complete(row)
+            if row is not None and is_sound(row):
                 yield row
+
+
+def is_sound(row: dict[str, Any]) -> bool:
+    """Whether a row of `RECORD_TYPES` has in it what readers take for granted, whatever a hand has written there.
+
+    It gets the keys that records of earlier versions lack.
+    """
+    try:
+        _complete(row)
+        top_items, crop = row["top_items"], row.get("crop")
+        numbers = [row["item_probability"], row["margin"], *(each["probability"] for each in top_items)]
+        numbers += [row[key] for key in ("mask_score", "mask_area") if row[key] is not None]
+        texts = [row["model_label"], row["label_source"], *row["flags"], *(each["item"] for each in top_items)]
+        return (
+            isinstance(row["flags"], list)
+            and all(isinstance(text, str) for text in texts)
+            and all(abs(number) < _MOST for number in numbers)  # NaN is not
+            and 0 < row["width"] < _MOST
+            and 0 < row["height"] < _MOST
+            and (crop is None or (len(crop) == 4 and all(isinstance(side, int) and abs(side) < _MOST for side in crop)))
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def _complete(row: dict[str, Any]) -> None:
@@ -197,8 +220,7 @@ class StoredRecords(Mapping[str, dict[str, Any]]):
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 for line in file:
                     row = _parse(line, RECORD_TYPES)
-                    if row is not None:
-                        _complete(row)
+                    if row is not None and is_sound(row):
                         yield position * len(self._paths) + index, row
                     position += len(line)
 
@@ -372,7 +394,11 @@ def open_to_append(path: Place, head: bytes = b"") -> AppendedFile | _AppendedOb
 
 def stopped(path: Place, error: OSError) -> OutputError:
     """Returns the error of a run that can't go on because a file of its output can't be written."""
-    reasons = {errno.ENOENT: "it is gone since the run began", errno.EFBIG: "the limit of file sizes (ulimit -f)"}
+    reasons = {
+        errno.ENOENT: "it is gone since the run began",
+        errno.EFBIG: "the limit of file sizes (ulimit -f)",
+        errno.EMFILE: "the limit of open files (ulimit -n, or a smaller --batch-size)",
+    }
     return OutputError(
         f"{path}: can't be written: {reasons.get(error.errno, error.strerror)}; "
         "mend that, and the same command goes on from there: what was finished is kept"

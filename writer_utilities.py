@@ -25,8 +25,11 @@ from storage_utilities import Place
 _LOGGER = logging.getLogger("sam2vit")
 
 # What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`; ENOTCONN: an
-# object store does not answer.
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN}
+# object store does not answer; EMFILE, ENFILE: too many files are open.
+_FATAL = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN),
+    *(errno.EMFILE, errno.ENFILE),
+}
 
 
 class Ledger(Protocol):

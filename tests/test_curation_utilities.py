@@ -40,6 +40,9 @@ def row(source, label="red", probability=0.5, **more):
         "margin": probability - 0.1,
         "top_items": [{"item": label, "probability": probability}],
         "mask_score": 0.9,
+        "mask_area": 0.3,
+        "width": 4,
+        "height": 4,
         "flags": [],
         **more,
     }

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from conftest import save_photo
 from dataset_utilities import PhotoFile, copy_name, count_files, find_photos, output_names, watch_dataset
-from errors import DatasetError
+from errors import DatasetError, PhotoError
+from photo_utilities import read_photo
 
 
 def names(*files, is_image=lambda _: True):
@@ -80,19 +81,51 @@ def test_hidden_files_and_the_output_are_left_out(tmp_path):
     assert [photo.source for photo in find_photos(tmp_path, exclude=[tmp_path / "output"])] == ["a.jpg"]
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+def test_outputs_of_earlier_runs_are_left_out_with_what_stands_beside_them(tmp_path, caplog):
+    for source in ("a.jpg", "cars-2/b.jpg", "cars-review.jpg", "sub/cars/red/a.png", "sub/cars-review/red/b.png"):
+        save_photo(tmp_path / source)
+    for source in ("sub/cars-debug/a.jpg", "sub/cars-unknown/c.jpg", "sub/cars-report/d.jpg", "sub/cars-new/e.jpg"):
+        save_photo(tmp_path / source)
+    (tmp_path / "sub/cars/.run.json").write_text("{}")
+    expected = ["a.jpg", "cars-review.jpg", "cars-2/b.jpg", "sub/cars-new/e.jpg"]
+    assert [photo.source for photo in find_photos(tmp_path)] == expected
+    assert caplog.messages == []
+    assert count_files(tmp_path) == len(expected)
+    [message] = caplog.messages
+    assert message.startswith(f"outputs of earlier runs among the photos: 1, such as {tmp_path / 'sub/cars'}; ")
+
+
+def test_a_dataset_may_itself_be_an_output(tmp_path):
+    save_photo(tmp_path / "red" / "a.png")
+    (tmp_path / ".run.json").write_text("{}")
+    assert [photo.source for photo in find_photos(tmp_path)] == ["red/a.png"]
+
+
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path, caplog):
     save_photo(tmp_path / "elsewhere" / "a.jpg")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
     (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
-    (tmp_path / "photos" / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert [photo.source for photo in find_photos(tmp_path / "photos")] == ["link.jpg"]
+    assert count_files(tmp_path / "photos") == 1
+    assert caplog.messages == [f"links to folders: 1, such as {tmp_path / 'photos/loop'}; they are not followed"]
 
 
-def test_a_link_that_leads_to_itself_is_no_photo(tmp_path):
-    save_photo(tmp_path / "a.jpg")
-    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
-    assert [photo.source for photo in find_photos(tmp_path)] == ["a.jpg"]
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("nowhere.jpg", "the link leads nowhere: nowhere.jpg"), ("a.jpg", "can't be read: Too many levels of")],
+    ids=["nowhere", "itself"],
+)
+def test_a_link_that_leads_nowhere_is_a_failure(tmp_path, target, reason):
+    (tmp_path / "a.jpg").symlink_to(target)
+    [photo] = find_photos(tmp_path)
+    with pytest.raises(PhotoError, match=reason):
+        read_photo(photo.path)
+
+
+def test_a_link_to_a_device_is_no_photo(tmp_path):
+    (tmp_path / "a.jpg").symlink_to("/dev/null")
+    assert list(find_photos(tmp_path)) == []
 
 
 def test_a_folder_that_is_called_like_a_cut_out_keeps_its_name(tmp_path):
@@ -159,6 +192,10 @@ def test_a_subfolder_that_can_not_be_listed_is_reported_and_the_rest_is_found(tm
     photos = list(find_photos(tmp_path, on_unreadable=lambda folder, error: reported.append((folder, error.strerror))))
     assert [photo.source for photo in photos] == ["a.jpg"]
     assert reported == [("locked", "Permission denied")]
+    assert count_files(tmp_path) == 1
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(DatasetError, match="locked: can't be listed: Permission denied; mend its permissions"):
+        count_files(tmp_path)
 
 
 @pytest.mark.parametrize(

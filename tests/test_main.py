@@ -159,11 +159,21 @@ def test_debug_never_writes_among_the_photos(run, photos, tmp_path):
 
 
 def test_an_inspection_picture_that_can_not_be_written_is_one_line(run, tmp_path):
+    run("--limit", "1")
     (tmp_path / "out-debug").write_text("a file in the way")
     code, _, err = run("--debug")
     assert code == 2
     assert "leave out --debug" in err
     assert err.count("\n") == 1
+
+
+def test_an_inspection_picture_whose_name_a_folder_has_is_done_without(run, tmp_path):
+    save_photo(tmp_path / "some" / "a.png")
+    save_photo(tmp_path / "some" / "a.jpg" / "b.png")
+    code, out, err = run("--debug", dataset=tmp_path / "some")
+    assert (code, err) == (0, "")
+    assert "a.jpg/b.png: no inspection picture: " in out
+    assert len(pngs(tmp_path / "out")) == 2
 
 
 def test_other_spellings_of_the_same_model_are_no_other_settings(run, sam2_checkpoint, monkeypatch):
@@ -269,6 +279,19 @@ def test_a_folder_without_photos_is_no_success(run, tmp_path, files):
     code, _, err = run(dataset=tmp_path / "bare")
     assert code == 1
     assert "no photos in it; name your folder with --dataset-dir" in err
+
+
+def test_an_emptied_dataset_touches_nothing_of_the_output(run, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    run()
+    before = contents(tmp_path / "out")
+    photos.rename(tmp_path / "elsewhere")
+    photos.mkdir()
+    for flags in ((), ("--overwrite",)):
+        code, out, err = run(*flags)
+        assert (code, out) == (1, "")
+        assert "no photos in it" in err
+        assert contents(tmp_path / "out") == before
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):

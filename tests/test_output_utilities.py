@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import threading
 import tracemalloc
@@ -11,17 +12,18 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import writer_utilities
+from config_utilities import Settings
 from conftest import make_image
-from dataset_utilities import PhotoFile
+from dataset_utilities import SIDES, PhotoFile
 from errors import OutputError
 from feature_utilities import FeatureFile, read_features
-from folder_utilities import check_output, sibling
+from folder_utilities import check_folders, check_output, sibling
 from mask_utilities import cut_out
 from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
 from program import peak_of
 from prompt_utilities import Label
-from record_utilities import RUN, Thresholds, photo_record, write_atomically
+from record_utilities import RUN, StoredRecords, Thresholds, iterate_records, photo_record, write_atomically
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -278,9 +280,9 @@ def test_overwrite_deletes_what_the_run_wrote_and_nothing_else(tmp_path):
 def test_overwrite_never_follows_a_record_out_of_the_output(tmp_path):
     fill(tmp_path / "out", photo("a.jpg"))
     (tmp_path / "precious.png").write_bytes(b"mine")
-    line = json.dumps({"file_name": "../precious.png", "label": "red", "source": "x", "item_probability": 1})
+    [row] = rows(tmp_path / "out" / "metadata.jsonl")
     with (tmp_path / "out" / "metadata.jsonl").open("a") as metadata:
-        metadata.write(line + "\n")
+        metadata.write(json.dumps({**row, "file_name": "../precious.png"}) + "\n")
     open_folder(tmp_path / "out", overwrite=True).__exit__(None)
     assert (tmp_path / "precious.png").exists()
 
@@ -303,10 +305,11 @@ def test_an_output_that_would_mix_with_other_files_is_refused(tmp_path, output, 
         check_output(tmp_path / output, tmp_path / "photos")
 
 
-@pytest.mark.parametrize("output", ["photos/output", "new", "empty"])
+@pytest.mark.parametrize("output", ["photos/output", "new", "empty", "a disk's"])
 def test_an_output_of_its_own_is_accepted_inside_the_dataset_as_well(tmp_path, output):
     (tmp_path / "photos").mkdir()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a disk's" / "lost+found").mkdir(parents=True)
     check_output(tmp_path / output, tmp_path / "photos")
 
 
@@ -371,12 +374,14 @@ def test_side_products_stand_beside_the_output(tmp_path, monkeypatch, output):
     assert sibling(Path(output), "debug") == tmp_path / "out-debug"
 
 
+@pytest.mark.parametrize("kind", SIDES)
 @pytest.mark.parametrize("relation", ["is", "contains"])
-def test_a_side_folder_that_would_mix_with_the_photos_is_refused(tmp_path, relation):
-    photos = tmp_path / "out-debug" if relation == "is" else tmp_path / "out-debug" / "photos"
+def test_a_side_folder_that_would_mix_with_the_photos_is_refused(tmp_path, relation, kind):
+    side = tmp_path / f"out-{kind}"
+    photos = side if relation == "is" else side / "photos"
     photos.mkdir(parents=True)
-    with pytest.raises(OutputError, match=rf"out: its side folder .*out-debug: {relation} the dataset"):
-        check_output(tmp_path / "out", photos, side_folders=[tmp_path / "out-debug"])
+    with pytest.raises(OutputError, match=rf"out: its side folder .*out-{kind}: {relation} the dataset"):
+        check_output(tmp_path / "out", photos)
 
 
 def test_a_cut_out_that_was_moved_to_another_item_by_hand_stays_there(tmp_path):
@@ -399,6 +404,16 @@ def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, cap
     assert f"PNGs in no record: 1, such as {tmp_path / 'out/red/stranger.png'}" in caplog.text
 
 
+def test_records_of_photos_that_are_gone_are_counted_at_the_end_of_a_whole_run(tmp_path, caplog):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"), photo("c.jpg"))
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("b.jpg"))
+        assert not again.is_done(photo("new name of a.jpg"))
+        again.finish()
+    [message] = caplog.messages
+    assert message.startswith("records of photos that are no longer found: 2, such as a.jpg; ")
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "7"])
 def test_damaged_settings_of_an_earlier_run_say_so(tmp_path, content):
     fill(tmp_path / "out", photo())
@@ -410,7 +425,31 @@ def test_damaged_settings_of_an_earlier_run_say_so(tmp_path, content):
 
 @pytest.mark.parametrize(
     "row",
-    [{"source": ["x"]}, {"file_name": 7}, {"item_probability": "much"}, "no object", {"label": None}],
+    [
+        {"source": ["x"]},
+        {"file_name": 7},
+        {"item_probability": "much"},
+        {"item_probability": math.nan},
+        {"margin": math.inf},
+        {"margin": None},
+        {"mask_score": ""},
+        {"mask_area": 10**400},
+        {"label": None},
+        {"model_label": 7},
+        {"label_source": None},
+        {"prompt": None},
+        {"top_items": None},
+        {"top_items": ["red"]},
+        {"top_items": [{"item": "red"}]},
+        {"width": "wide"},
+        {"height": 0},
+        {"crop": []},
+        {"crop": [0, 0, 1.5, 2]},
+        {"flags": [["small"]]},
+        {"flags": "small"},
+        {"flags": None},
+        "no object",
+    ],
     ids=str,
 )
 def test_records_that_a_hand_has_damaged_are_dropped(tmp_path, row):
@@ -418,10 +457,23 @@ def test_records_that_a_hand_has_damaged_are_dropped(tmp_path, row):
     metadata = tmp_path / "out" / "metadata.jsonl"
     [good] = rows(metadata)
     with metadata.open("a") as file:
-        file.write(json.dumps({**good, **row} if isinstance(row, dict) else row) + "\n")
+        file.write(json.dumps({**good, "source": "b.jpg", **row} if isinstance(row, dict) else row) + "\n")
+    assert list(iterate_records([tmp_path / "out"])) == list(StoredRecords([tmp_path / "out"]).rows()) == [good]
     with open_folder(tmp_path / "out") as again:
         assert again.done == 1
     assert rows(metadata) == [good]
+
+
+@pytest.mark.parametrize("key", ["item_probability", "margin", "prompt", "width", "top_items", "mask_area"])
+def test_records_that_lack_a_key_are_dropped(tmp_path, key):
+    fill(tmp_path / "out", photo("a.jpg"))
+    metadata = tmp_path / "out" / "metadata.jsonl"
+    [row] = rows(metadata)
+    del row[key]
+    metadata.write_text(json.dumps(row) + "\n")
+    with open_folder(tmp_path / "out") as again:
+        assert again.done == 0
+    assert rows(metadata) == []
 
 
 def fill_with_traps(path):
@@ -513,12 +565,30 @@ def test_overwriting_empties_the_review_folder_too(tmp_path):
     assert not (tmp_path / "out-review").exists()
 
 
-def test_a_review_folder_of_another_output_is_refused(tmp_path):
-    (tmp_path / "out-review").mkdir()
-    (tmp_path / "out-review" / "mine.png").touch()
+@pytest.mark.parametrize("kind", ["review", "report"])
+def test_a_new_output_takes_no_folder_beside_it_that_holds_files(tmp_path, kind):
+    side = tmp_path / f"out-{kind}"
+    side.mkdir()
+    (side / "Thumbs.db").touch()
+    check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+    (side / "mine.png").touch()
+    with pytest.raises(OutputError, match=rf"is new, but .*out-{kind} beside it holds 'mine.png'; move that away"):
+        check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+    fill(tmp_path / "out", photo("a.jpg"))
+    check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
+
+
+def test_overwriting_says_that_it_leaves_the_photos_that_were_set_aside(tmp_path, caplog):
+    fill(tmp_path / "out", photo("a.jpg"))
     (tmp_path / "photos").mkdir()
-    with pytest.raises(OutputError, match=r"is new, but .*out-review beside it holds 'mine.png'; move that away"):
-        check_output(tmp_path / "out", tmp_path / "photos")
+    settings = Settings(dataset_dir=str(tmp_path / "photos"), output=str(tmp_path / "out"), overwrite=True)
+    check_folders(settings)
+    assert caplog.messages == []
+    (tmp_path / "out-unknown").mkdir()
+    (tmp_path / "out-unknown" / "b.jpg").touch()
+    check_folders(settings)
+    [message] = caplog.messages
+    assert message.startswith(f"{tmp_path / 'out-unknown'}: --overwrite leaves the photos that are there")
 
 
 def test_features_and_mask_stand_beside_the_pixels(tmp_path):

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ from PIL import Image, ImageCms
 
 import photo_utilities
 from conftest import make_image, save_photo
-from errors import NotAPhotoError, PhotoError
+from dataset_utilities import find_photos
+from errors import NotAPhotoError, PhotoError, UserError
 from photo_utilities import is_image, read_photo
 
 # A picture of four quarters: which corner is which shows its orientation, which colour its conversion.
@@ -258,9 +260,37 @@ def test_an_unreadable_image_is_a_failure_with_its_reason(tmp_path, name, change
     assert error.value.stage == "decode"
 
 
+def save_tiff(path, tags):
+    """Saves a TIFF of 2 x 2 grey pixels with further tags of one number each."""
+    tags = {256: 2, 257: 2, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 2, 279: 4} | tags
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in sorted(tags.items()))
+    path.write_bytes(struct.pack("<2sHI4BH", b"II", 42, 12, 0, 85, 170, 255, len(tags)) + directory + bytes(4))
+    return path
+
+
+@pytest.mark.parametrize("tags", [{50706: 0x0104}, {254: 1}], ids=["DNG", "NEF"])
+def test_a_raw_file_is_not_taken_for_its_thumbnail(tmp_path, tags):
+    with pytest.raises(PhotoError, match=r"camera raw, .*; export it as JPEG or TIFF"):
+        read_photo(save_tiff(tmp_path / "photo.dng", tags))
+    assert read_photo(save_tiff(tmp_path / "photo.tif", {254: 2}))[..., 0].tolist() == [[0, 85], [170, 255]]
+
+
 def test_a_vanished_file_is_a_failure_with_its_reason(tmp_path):
     with pytest.raises(PhotoError, match="No such file"):
         read_photo(tmp_path / "gone.jpg")
+
+
+def test_a_file_is_not_to_blame_that_too_many_are_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    save_photo(tmp_path / "a.jpg")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for read in (read_photo, is_image, lambda path: list(find_photos(path.parent))):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"Too many open files: .* lower --batch-size, or raise ulimit -n"):
+                read(tmp_path / "a.jpg")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.mark.parametrize("max_pixels", [9998, 9999])

@@ -92,10 +92,23 @@ def test_a_flag_says_in_which_folder_a_cut_out_is(tmp_path):
     assert places.png({**row, "flags": ["small", "review"]}) == tmp_path / "out-review/red/a.png"
 
 
+OLD = {
+    "file_name": "red/a.png",
+    "label": "red",
+    "source": "a.jpg",
+    "prompt": "a red car",
+    "item_probability": 0.5,
+    "margin": 0.1,
+    "mask_score": None,
+    "mask_area": None,
+    "width": 4,
+    "height": 4,
+}
+
+
 def test_records_of_earlier_versions_get_the_keys_that_they_lack(tmp_path):
-    old = {"file_name": "red/a.png", "label": "red", "source": "a.jpg", "item_probability": 0.5}
-    by_hand = {**old, "source": "b.jpg", "flags": ["moved by hand"]}
-    (tmp_path / METADATA).write_text(json.dumps(old) + "\n" + json.dumps(by_hand) + "\n")
+    by_hand = {**OLD, "source": "b.jpg", "flags": ["moved by hand"]}
+    (tmp_path / METADATA).write_text(json.dumps(OLD) + "\n" + json.dumps(by_hand) + "\n")
     rows = list(iterate_records([tmp_path]))
     assert [row["label_source"] for row in rows] == ["model", "human"]
     assert rows[0]["model_label"] == "red"
@@ -105,7 +118,7 @@ def test_records_of_earlier_versions_get_the_keys_that_they_lack(tmp_path):
 
 def stored(folder, *rows):
     folder.mkdir(exist_ok=True)
-    lines = [{"file_name": f"red/{each['source']}", "label": "red", "item_probability": 0.5, **each} for each in rows]
+    lines = [{**OLD, "file_name": f"red/{each['source']}", **each} for each in rows]
     (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 

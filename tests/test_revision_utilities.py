@@ -15,7 +15,8 @@ def row(source, label="red", *flags, **more):
     name = source.replace(".jpg", ".png")
     return {
         "file_name": f"{label}/{name}", "label": label, "source": source, "item_probability": 0.5,
-        "model_label": "red", "flags": list(flags), **more,
+        "model_label": "red", "label_source": "model", "prompt": "a red car", "margin": 0.1, "top_items": [],
+        "mask_score": 0.9, "mask_area": 0.3, "width": 4, "height": 4, "flags": list(flags), **more,
     }  # fmt: skip
 
 

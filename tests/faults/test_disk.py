@@ -1,6 +1,7 @@
 """Full disks, folders that may not be written, and an output that goes away: one line, and the same command goes on."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections import deque
@@ -87,6 +88,24 @@ def test_a_limit_of_file_sizes_stops_the_run_until_it_is_raised(models, run, tmp
     assert run(dataset=tmp_path / "some")[0] == 0
     run(dataset=tmp_path / "some", output=tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_limit_of_open_files_stops_the_run_until_it_is_raised(models, run, tmp_path):
+    for seed in range(120):
+        save_photo(tmp_path / "some" / f"{seed:03}.jpg", 40, 30, seed)
+    limited = subprocess.run(
+        command("-i", tmp_path / "some", "-o", tmp_path / "out", *models, "--batch-size", "1024"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert limited.returncode == 2
+    assert limited.stderr == (
+        "main.py: Too many open files: photos of a batch are open at once; lower --batch-size, or raise ulimit -n\n"
+    )
+    assert rows(tmp_path / "out" / "failures.jsonl") == []
+    assert run(dataset=tmp_path / "some")[0] == 0
 
 
 @pytest.fixture
@@ -196,6 +215,24 @@ def test_a_console_that_can_not_be_written_costs_no_photo(photos, models, tmp_pa
         result = subprocess.run(arguments, stdout=console, stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(pngs(tmp_path / "out")) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_presets_that_can_not_be_shown_are_no_bug():
+    with Path("/dev/full").open("w") as console:
+        result = subprocess.run(
+            command("--list-presets"), stdout=console, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_cost_no_photo(photos, models, tmp_path, closed):
+    arguments = shlex.join(command("-i", photos, "-o", tmp_path / "out", *models, "--batch-size", "2"))
+    (photos / "broken.jpg").write_bytes(b"")
+    result = subprocess.run(f"{arguments} {closed}", shell=True, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == len(pngs(tmp_path / "out")) == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
