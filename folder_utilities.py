@@ -16,6 +16,7 @@ from errors import OutputError
 from lease_utilities import hold_lease
 from lock_utilities import hold_lock
 from record_utilities import RUN, TEMPORARY
+from report_utilities import is_report
 from storage_utilities import Place, RemotePath, to_place
 
 _LOGGER = logging.getLogger("sam2vit")
@@ -51,11 +52,11 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
     """Returns the folders of a run, and how many files the dataset has; refuses those that would mix."""
     folders = name_folders(settings.dataset_dir, settings.output)
     files = count_files(folders.dataset, exclude=folders.own)
+    # That of exports knows its own files, and is looked at where they are checked.
     sides = [
         (folders.debug, settings.debug),
         (folders.unknown, settings.keep_unknown),
         (folders.report, not settings.no_report),
-        (folders.export, settings.exports),
     ]
     check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
     if settings.overwrite and _names(folders.unknown):
@@ -105,7 +106,7 @@ def check_output(output: Place, dataset_dir: Place, *, side_folders: Sequence[Pl
             "name a new or empty folder"
         )
     for folder in (sibling(output, "review"), *side_folders):
-        if held := _names(folder):
+        if (held := _names(folder)) and not is_report(folder):  # of an output that was deleted
             raise OutputError(
                 f"--output {output}: is new, but {folder} beside it holds {held[0]!r}; move that away, or name another "
                 "--output"

@@ -34,6 +34,7 @@ PAGE, EVALUATION, CONFUSION, _FACTS = "index.html", "evaluation.json", "confusio
 LOOKS = "looks"  # a key of EVALUATION
 PICTURES = {"confusion.svg": "What the model took for what", "reliability.svg": "How right it is when how sure"}
 _SOURCES = ("report.css", "report.js")
+_INDEX = b"sam2vit.index("  # how data/index.js begins
 
 _MOST_PHOTOS = 100_000  # in the page, the most doubtful ones: its index takes some 60 bytes of each
 _SAMPLE = 2_000  # photos that are in it in any case, a random sample of all: the doubtful alone would tell no precision
@@ -104,13 +105,25 @@ def write_report(
             described = map_ahead(lambda row: _describe(row, places), some, threads=threads, ahead=4 * threads)
             script = f'sam2vit.rows("{build}", {number}, {_to_script(list(described))});\n'
             _write(data / f"rows-{number:04}.js", script.encode())
-        write_atomically(data / "index.js", f"sam2vit.index({_to_script(index)});\n".encode())
+        write_atomically(data / "index.js", _INDEX + f"{_to_script(index)});\n".encode())
         for name in (*_SOURCES, PAGE):
             write_atomically(folder / name, (PROGRAM_DIR / "report_page" / name).read_bytes())
         _delete_from(data, -(-len(shown) // _CHUNK))
     except OSError as error:
         raise OutputError(f"{folder}: can't be written: {error.strerror}; make room, or add --no-report") from None
     return folder / PAGE
+
+
+def is_report(folder: Place) -> bool:
+    """Whether a folder is the report of a run, as far as its data tell."""
+    path = folder / "data" / "index.js"
+    try:
+        if isinstance(path, RemotePath):
+            return path.read_head(len(_INDEX)) == _INDEX
+        with path.open("rb") as file:
+            return file.read(len(_INDEX)) == _INDEX
+    except OSError:  # most likely it is missing
+        return False
 
 
 def _choose(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:

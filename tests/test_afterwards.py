@@ -232,6 +232,15 @@ def test_what_people_said_outlives_an_overwrite(done, run, afterwards, tmp_path)
         assert {**after[source], "seconds": 0} == {**before[source], "seconds": 0}
 
 
+def test_an_output_that_was_deleted_is_made_again_beside_its_report(done, run, tmp_path):
+    shutil.rmtree(done)
+    assert run()[0] == 0
+    shutil.rmtree(done)
+    (tmp_path / "out-report" / "data" / "index.js").unlink()
+    code, _, err = run()
+    assert (code, "is new, but" in err, "out-report beside it holds" in err) == (2, True, True)
+
+
 def test_starting_over_leaves_no_picture_of_another_photo(done, run, tmp_path):
     assert (tmp_path / "out-report" / "thumbnails").exists()
     run("--overwrite", "--no-report")
