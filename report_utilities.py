@@ -28,7 +28,7 @@ from pipeline_utilities import map_ahead
 from png_utilities import read_mask
 from record_utilities import REVIEW, Places, write_atomically
 from storage_utilities import Place, RemotePath
-from thumbnail_utilities import source_digest
+from thumbnail_utilities import THUMBNAILS, source_digest
 
 PAGE, EVALUATION, CONFUSION, _FACTS = "index.html", "evaluation.json", "confusion.csv", "facts.json"
 LOOKS = "looks"  # a key of EVALUATION
@@ -115,9 +115,11 @@ def write_report(
 
 
 def is_report(folder: Place) -> bool:
-    """Whether a folder is the report of a run, as far as its data tell."""
+    """Whether a folder is the report of a run, or the beginning of one, as far as its files tell."""
     path = folder / "data" / "index.js"
     try:
+        if {each.name for each in folder.iterdir()} == {THUMBNAILS}:
+            return True
         if isinstance(path, RemotePath):
             return path.read_head(len(_INDEX)) == _INDEX
         with path.open("rb") as file:

@@ -24,7 +24,7 @@ from record_utilities import REVIEW, temporary_name
 from storage_utilities import Place, RemotePath
 
 SIDE = 256  # pixels, the longer one
-_FOLDER = "thumbnails"
+THUMBNAILS = "thumbnails"
 _DIGITS = 16  # of a digest: 64 bits, so that a million sources share one with a chance of 3 in 100 million
 _JPEG_QUALITY, _WEBP_QUALITY, _ALPHA_QUALITY = 80, 75, 90
 _WEBP_METHOD = 1  # of 0 to 6: 0 saves 0.1 ms of 1.6 and makes files half as large again, 4 takes three times as long
@@ -39,7 +39,7 @@ def source_digest(source: str) -> str:
 def thumbnail_names(source: str) -> tuple[str, str]:
     """Returns where `save_thumbnails` writes the cut-out and the photo, relative to its folder, with slashes."""
     digest = source_digest(source)
-    return f"{_FOLDER}/{digest[:2]}/{digest}.webp", f"{_FOLDER}/{digest[:2]}/{digest}.jpg"
+    return f"{THUMBNAILS}/{digest[:2]}/{digest}.webp", f"{THUMBNAILS}/{digest[:2]}/{digest}.jpg"
 
 
 def save_thumbnails(
@@ -82,7 +82,7 @@ def forget_thumbnails(folder: Place) -> None:
     """Deletes the thumbnails of a report on a disk, whose photos may be others by now; in a store they are replaced."""
     if not isinstance(folder, RemotePath):
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(folder / _FOLDER)
+            shutil.rmtree(folder / THUMBNAILS)
 
 
 def redraw_missing(

@@ -299,6 +299,8 @@ def time_start(photos: Path, output: Path) -> dict[str, float]:
         flags = ["--micro", "-i", str(photos), "-o", str(output), "--quiet"]
         with subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL) as process:
             while not next(output.glob("*/*.png"), None):
+                if process.poll() is not None:
+                    raise subprocess.CalledProcessError(process.returncode, process.args)
                 time.sleep(0.01)
             firsts.append(time.perf_counter() - began)
             process.terminate()
