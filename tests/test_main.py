@@ -389,7 +389,7 @@ def test_flags_leave_no_trace_when_they_are_not_given():
     [
         ("photos/", "photos/: no such flag; for a folder of photos write --dataset-dir photos/; see --help"),
         ("--mircro", "--mircro: no such flag; did you mean --micro? see --help"),
-        ("--bogus=1", "--bogus: no such flag; see --help"),
+        ("--zzz=1", "--zzz: no such flag; see --help"),
     ],
 )
 def test_a_flag_that_there_is_not_is_named_with_the_one_that_may_be_meant(flag, words):

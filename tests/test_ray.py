@@ -178,7 +178,7 @@ def in_order(tree):
 
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(plain, tmp_path):
     flags, undisturbed = plain
-    process, mark = start_marked(*flags, "-o", tmp_path / "out")
+    process, mark = start_marked(*flags, "-o", tmp_path / "out", "--debug")  # which takes longer
     wait_for_records(process, tmp_path / "out", 4)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=100)

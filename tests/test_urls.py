@@ -17,7 +17,8 @@ from conftest import save_photo, save_photos
 from object_store import ENVIRONMENT, download, free_port, place, serve_s3, upload
 from output_utilities import OutputFolder
 from program import differing, results, rows, start
-from record_utilities import iterate_lines, iterate_records
+from prompt_utilities import Label
+from record_utilities import iterate_lines, iterate_records, photo_record
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +222,9 @@ def test_after_deaths_what_is_recorded_stays_and_what_is_not_goes(requests, url)
     with OutputFolder(place(url), {}, items=["red"]) as output:
         for name in ("a", "left"):
             (place(url) / f"red/{name}.png").write_bytes(b"")
-        row = {"file_name": "red/a.png", "label": "red", "source": "a.jpg", "item_probability": 0.9, "flags": []}
-        output.record(row, None)
+        label = Label("red", "a red car", 0.9, 0.9, None, 0.9, (("red", 0.9),))
+        row = photo_record(label, None, None, (4, 6, 3), seconds=1.0)
+        output.record({"file_name": "red/a.png", "source": "a.jpg", **row}, None)
         output.clear_after_deaths()
     assert [path.name for path in (place(url) / "red").walk()] == ["a.png"]
     assert [row["source"] for row in iterate_records([place(url)])] == ["a.jpg"]
