@@ -22,7 +22,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         hint = f"did you mean {near[0]}? " if near else ""
         if not name.startswith("-"):
             hint = f"for a folder of photos write --dataset-dir {name}; "
-        parser.error(f"{name}: no such flag; {hint}see --help")
+        raise ConfigError(f"{name}: no such flag; {hint}see --help")
     return vars(flags)
 
 
@@ -206,7 +206,7 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message if "; " in message else f"{message}; see --help")
+        raise ConfigError(f"{message}; see --help")
 
 
 def _batch_size(text: str) -> int | str:
