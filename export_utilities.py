@@ -220,7 +220,7 @@ def export(
 
     Args:
         formats: Of `EXPORTS`; see `check_exports`.
-        rows: Of metadata.jsonl, those in review among them; read once.
+        rows: Of metadata.jsonl, one for each photo, those in review among them; read once.
         output: The folder that their `file_name` is relative to.
         dataset_dir: The folder that their `source` is relative to. In an object store it is not looked into, and there
             can be no YOLO.

@@ -41,13 +41,17 @@ class Signals:
         self._wakes, woken = socket.socketpair()
         self._wakes.settimeout(0)  # as set_wakeup_fd wants it
         self._woke_before = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(woken,), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(woken,), daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._left.set()
         signal.set_wakeup_fd(self._woke_before)
+        with contextlib.suppress(OSError):
+            self._wakes.shutdown(socket.SHUT_RDWR)  # a forked process may hold it, too
         self._wakes.close()
+        self._watcher.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -714,15 +714,6 @@ def test_what_systems_and_ultralytics_leave_in_an_export_is_no_obstacle(finished
     assert finished.tree() == [".DS_Store", *before]
 
 
-def test_two_records_of_one_photo_share_a_copy_that_is_whole(finished):
-    finished.add()
-    finished.rows *= 8
-    finished.export("yolo", "imagefolder", split=Split(1, 0, 0))
-    for task in ("segment", "detect"):
-        image = finished.folder / "yolo" / task / "images/train/a.jpg"
-        assert image.read_bytes() == (finished.dataset / "a.jpg").read_bytes()
-
-
 def test_an_export_replaces_its_own_and_lets_the_rest_be(finished):
     fill(finished, 4)
     finished.export("masks", "captions")
