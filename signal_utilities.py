@@ -48,8 +48,7 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         self._left.set()
         signal.set_wakeup_fd(self._woke_before)
-        with contextlib.suppress(OSError):
-            self._wakes.shutdown(socket.SHUT_RDWR)  # a forked process may hold it, too
+        self._wakes.shutdown(socket.SHUT_WR)  # closing alone would not end it: a forked process may have it, too
         self._wakes.close()
         self._watcher.join()
         for number, handler in self._before.items():

@@ -449,7 +449,7 @@ def _errors(path: RemotePath) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, reason, str(path)) from None
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-    except (exceptions.NotSupportedError, NotImplementedError):
+    except (exceptions.NotSupportedError, NotImplementedError):  # obstore's, e.g. with AWS_CONDITIONAL_PUT=disabled
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path)) from None
     except exceptions.InvalidPathError as error:  # in a listing
         name = re.search(r'ath "(.*?)"(?:: Enc| con)', str(error))

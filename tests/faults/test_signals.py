@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from itertools import chain
 
 import pytest
@@ -112,6 +113,20 @@ def test_a_store_that_does_not_answer_keeps_no_run_from_ending(numbers, gently):
             _, err = process.communicate(timeout=50)
     assert process.returncode in [128 + number for number in numbers]
     assert err.endswith("ended in the middle of something that did not end by itself\n")
+
+
+def test_the_thread_that_watches_ends_with_the_block_whoever_else_has_the_socket(monkeypatch):
+    watch = signal_utilities.Signals._watch
+
+    def watch_and_linger(self, woken):
+        watch(self, woken)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(signal_utilities.Signals, "_watch", watch_and_linger)
+    with signal_utilities.Signals() as signals:
+        held = os.dup(signals._wakes.fileno())  # as a forked process has it
+    os.close(held)
+    assert not signals._watcher.is_alive()
 
 
 def test_nohup_is_respected(monkeypatch):
