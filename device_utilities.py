@@ -57,12 +57,23 @@ def keep_freed_memory() -> None:
     It would get the same pages again a moment later, each zeroed and faulted in anew: half of the time of SAM 2's
     large products on a CPU. Other C libraries have no such switch and none of the trouble.
     """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_ARENA_MAX, 1)  # what one thread leaves, the others use, too
+    libc = _find_glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_ARENA_MAX, 1)  # what one thread leaves, the others use, too
+
+
+def release_freed_memory() -> None:
+    """Hands back what `keep_freed_memory` has kept; now and then, or its gaps add up over a long run."""
+    libc = _find_glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _find_glibc() -> ctypes.CDLL | None:
+    is_it = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL(None) if is_it else None
 
 
 def forbid_tf32() -> None:

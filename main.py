@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 (before anything is imported that 
     sys.exit(f"main.py: needs Python 3.10 or newer, and this is {sys.version.split()[0]}; run .venv/bin/python main.py")
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ _LOGGER = logging.getLogger("sam2vit")
 
 EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
+
+RELEASE_EVERY = 200  # photos: freed memory goes back; more often, its new pages would be felt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -365,6 +368,7 @@ class Job:
     models: Models
     point: Callable[[Photo], Focus | None]
     check_dataset: Callable[[], None]
+    done: Iterator[int] = field(default_factory=functools.partial(itertools.count, 1))  # numbers photos
 
     def do(
         self,
@@ -381,6 +385,7 @@ class Job:
             progress: Counts.
             stopping: Whether the run is to end.
         """
+        from device_utilities import release_freed_memory
         from flow_utilities import Flow
         from pipeline_utilities import measures_devices
 
@@ -398,6 +403,8 @@ class Job:
         for photo in do_photos(files, flow, self.settings, machine, self.models, point=self.point):
             write_photo(photo, output, self.settings, self.folders)
             progress.advance()
+            if next(self.done) % RELEASE_EVERY == 0:
+                release_freed_memory()
 
 
 def start_job(settings: Settings, folders: Folders, machine: Machine, text_features: np.ndarray | None = None) -> Job:

@@ -156,6 +156,27 @@ def test_freed_memory_is_used_again_without_new_pages():
     assert faults["kept"] < 0.05 * faults["handed back"]
 
 
+GAPS = """
+import os, numpy as np
+from device_utilities import keep_freed_memory, release_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+keep_freed_memory()
+arrays = [np.ones(1_000_000, np.uint8) for _ in range(400)]
+del arrays[::2]  # what is left pins the heap
+kept = resident()
+release_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's switch")
+def test_gaps_in_the_heap_go_back_where_asked():
+    command = [sys.executable, "-c", GAPS]
+    result = subprocess.run(command, cwd=PROGRAM_DIR, capture_output=True, text=True, check=True)
+    assert float(result.stdout) > 150  # MB, of 200
+
+
 @pytest.mark.parametrize(
     ("devices", "threads", "interval"),
     [(["cuda:0", "cuda:0"], 1, 0.0005), (["mps", "cpu"], 2, 0.005)],

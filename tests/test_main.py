@@ -126,6 +126,14 @@ def test_quiet_says_nothing_when_all_is_well(run):
     assert run("--quiet") == (0, "", "")
 
 
+def test_freed_memory_goes_back_now_and_then(run, monkeypatch):
+    released = []
+    monkeypatch.setattr(main, "RELEASE_EVERY", 2)
+    monkeypatch.setattr("device_utilities.release_freed_memory", lambda: released.append(1))
+    assert run()[0] == 0
+    assert len(released) == 3
+
+
 def test_a_second_run_goes_on_where_the_first_stopped(run, tmp_path):
     run("--limit", "3", output=tmp_path / "out")
     assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 3
