@@ -254,7 +254,8 @@ def contour_path(mask: np.ndarray) -> str:
     # Between the pixels, not through their middles: twice as large.
     doubled = cv2.resize(small.astype(np.uint8), (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    contours = sorted(contours, key=cv2.contourArea, reverse=True)
+    # Of a mask like noise there are thousands; more than these could not all be drawn.
+    contours = sorted(contours, key=cv2.contourArea, reverse=True)[: _CONTOUR_POINTS // 3]
     tolerance, points = 1.0, _simplified(contours, 1.0)
     while sum(map(len, points)) > _CONTOUR_POINTS and tolerance < _CONTOUR_SIDE:
         tolerance *= 1.5
