@@ -18,15 +18,13 @@ from PIL import Image
 
 import checkpoint_utilities
 import prompt_utilities
-from device_utilities import DTYPES, own_stream, upload
+from device_utilities import DTYPES
 from errors import CheckpointError, PromptError
 from pipeline_utilities import stage
 from prompt_utilities import DecisionRule, Label
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from graph_utilities import Recording
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -95,8 +93,7 @@ class ClipModel:
         model = _load_clip(path).to(device)
         with _without_warnings():
             from clip.clip import _transform
-        self._side = model.visual.input_resolution
-        *self._crop, _, _, normalise = _transform(self._side).transforms
+        *self._crop, _, _, normalise = _transform(model.visual.input_resolution).transforms
         self._mean, self._std = (
             torch.tensor(each, device=device)[:, None, None] for each in (normalise.mean, normalise.std)
         )
@@ -111,23 +108,6 @@ class ClipModel:
         self._text_features = torch.tensor(text_features, device=device)  # (P, D) float32, unit length
         self._item_features = _mean_features(self._text_features, len(self.items))  # (I, D) float32, unit length
         self._image_tower = image_tower(model.visual, getattr(torch, DTYPES[precision]))
-        self._recording: Recording | None = None
-        self._on_own_stream = own_stream(device)
-
-    def record(self, batch_size: int) -> None:
-        """Records what a batch goes through as a CUDA graph, if that is possible; the results are the same.
-
-        Args:
-            batch_size: Of the batches that it is for; others are computed as before.
-        """
-        import torch
-
-        from graph_utilities import record
-
-        side = self._side
-        with self._on_own_stream():
-            example = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
-            self._recording = record(self._look, example)
 
     @property
     def text_features(self) -> np.ndarray:
@@ -137,13 +117,11 @@ class ClipModel:
     def process(
         self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0
     ) -> list[Label]:
-        """Returns the label of each photo, from one call of the image tower; see `label` for the arguments."""
-        return self.label(images, pixels=pixels, fill=fill)[0]
+        """Returns the label of each photo, from one call of the image tower; see `encode` for the arguments."""
+        return self.decide(self.encode(images, pixels=pixels, fill=fill))
 
-    def label(
-        self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0
-    ) -> tuple[list[Label], np.ndarray]:
-        """Returns the label of each photo, and their features, (B, D) float32 of unit length.
+    def encode(self, images: Sequence[np.ndarray] = (), *, pixels: Sequence[Tensor] = (), fill: int = 0) -> Tensor:
+        """Returns the features of photos, (B, D) float32 of unit length on the model's device.
 
         Args:
             images: B photos or cut-outs on white, each (H, W, 3) uint8 RGB; their sizes may differ.
@@ -157,50 +135,37 @@ class ClipModel:
 
         pixels = pixels or [self.to_pixels(image) for image in images]
         if not pixels:
-            return [], np.empty((0, self.dimension), np.float32)
-        with torch.inference_mode(), self._on_own_stream(), stage("CLIP", synchronize=True):
-            batch = torch.stack([*pixels, *pixels[-1:] * fill])
-            if self._recording is not None and self._recording.fits(batch):
-                seen = self._recording(batch.pin_memory())
-            else:
-                seen = [each.cpu() for each in self._look(upload(batch, self.device))]
-        features, lengths, by_prompt, by_item = (each[: len(pixels)].numpy() for each in seen)
-        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            return torch.empty((0, self.dimension), device=self.device)
+        with torch.inference_mode(), stage("CLIP", synchronize=True):
+            batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
+            batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
+            features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
+            lengths = features.norm(dim=-1, keepdim=True)
+            features /= lengths
+        if not (lengths.isfinite() & (lengths > 0)).all():
             raise ValueError("CLIP makes NaN of it")
-        return self._decide(by_prompt, by_item), features
+        return features
 
-    def _look(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns all that is computed of photos (B, n, n, 3) uint8, on the model's device, in float32.
+    def decide(self, features: Tensor) -> list[Label]:
+        """Returns the label of each photo whose features `encode` has returned."""
+        import torch
 
-        Returns:
-            Their features, (B, D) of unit length, the lengths that they had, (B, 1), and the probabilities of the
-            prompts, (B, P), and of the items, (B, I).
-        """
-        batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
-        features = self._image_tower(batch).float()  # a ResNet's may be bf16
-        lengths = features.norm(dim=-1, keepdim=True)
-        features = features / lengths
-        return features, lengths, *self._probabilities(features)
-
-    def _probabilities(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self._softmax(features, self._text_features), self._softmax(features, self._item_features)
-
-    def _decide(self, by_prompt: np.ndarray, by_item: np.ndarray) -> list[Label]:
+        with torch.inference_mode(), stage("CLIP", synchronize=True):
+            prompt_probabilities = self._softmax(features, self._text_features)  # (B, P)
+            ensemble_probabilities = self._softmax(features, self._item_features)  # (B, I)
         return [
             prompt_utilities.decide(
-                of_prompts, self.prompts, self.items, rule=self.decision, ensemble_probabilities=of_items
+                by_prompt, self.prompts, self.items, rule=self.decision, ensemble_probabilities=by_item
             )
-            for of_prompts, of_items in zip(by_prompt, by_item, strict=True)
+            for by_prompt, by_item in zip(prompt_probabilities, ensemble_probabilities, strict=True)
         ]
 
     def decide_stored(self, features: np.ndarray) -> list[Label]:
         """Returns the label of each photo from its features as a run keeps them, (B, D) float16."""
         import torch
 
-        with torch.inference_mode(), stage("CLIP", synchronize=True):
-            kept = torch.from_numpy(features.astype(np.float32)).to(self.device)
-            kept /= kept.norm(dim=-1, keepdim=True)  # halves have not quite the length 1
-            return self._decide(*(each.cpu().numpy() for each in self._probabilities(kept)))
+        kept = torch.from_numpy(features.astype(np.float32)).to(self.device)
+        return self.decide(kept / kept.norm(dim=-1, keepdim=True))  # halves have not quite the length 1
 
     @property
     def dimension(self) -> int:
@@ -220,11 +185,11 @@ class ClipModel:
             picture = step(picture)
         return torch.from_numpy(np.array(picture))
 
-    def _softmax(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+    def _softmax(self, image_features: Tensor, text_features: Tensor) -> np.ndarray:
         from layer_utilities import row_by_row
 
         logits = row_by_row(lambda row: row @ text_features.T, self._logit_scale * image_features)
-        return logits.softmax(dim=-1)
+        return logits.softmax(dim=-1).cpu().numpy()
 
     def _get_text_features(self, tokens: Tensor, model: Any, precision: str, cache: Path) -> np.ndarray:
         """Returns the prompts' features, (P, D) float32 of unit length, from the cache or the text tower."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from errors import DeviceError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Purpose = Literal["SAM 2", "CLIP"]
 
@@ -25,7 +21,6 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}  # as torch names them
 _BF16_FROM = 512  # pixels
 
 _COMPILED_FROM = 200_000  # photos
-_RECORDED_FROM = 8  # batches
 
 _SWITCH_INTERVAL = 0.0005  # seconds; Python's own is 0.005
 
@@ -47,7 +42,6 @@ class Machine:
     batch_size: int
     clip_batch_size: int
     compiled: bool
-    recorded: bool
     threads: int
     most_pixels: int
 
@@ -101,27 +95,6 @@ def leave_cores_to_threads(devices: Iterable[str]) -> None:
     if "cpu" not in devices:
         torch.set_num_threads(1)
         sys.setswitchinterval(_SWITCH_INTERVAL)
-
-
-def upload(tensor: Tensor, device: str) -> Tensor:
-    """Returns a tensor on a device; to a GPU it goes without waiting for what that has still to do."""
-    if device.startswith("cuda"):
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def own_stream(device: str) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Returns what makes contexts in which a GPU does work beside that of others, and first where it has the choice.
-
-    Nothing on the device may go in or out. Elsewhere the contexts do nothing.
-    """
-    if not device.startswith("cuda"):
-        return contextlib.nullcontext
-    import torch
-
-    stream = torch.cuda.Stream(device, priority=-1)
-    torch.cuda.synchronize(device)  # what is on the device by now may be read there
-    return functools.partial(torch.cuda.stream, stream)
 
 
 def select_pixels_at_once() -> int:
@@ -248,18 +221,6 @@ def select_compile(compile_models: str, device: str, photos: int) -> bool:
     return compile_models == "on" or photos >= _COMPILED_FROM
 
 
-def select_recorded(device: str, photos: int, batch_size: int) -> bool:
-    """Returns whether the models are recorded as CUDA graphs first, which takes as long as three batches do."""
-    return device.startswith("cuda") and photos >= _RECORDED_FROM * batch_size
-
-
 def count_threads() -> int:
     """Returns how many threads decode, cut, and write, each: more than 16 outrun any one device."""
-    return min(16, count_cores())
-
-
-def count_cores() -> int:
-    """Returns how many cores this process may use: `taskset`, a container or a cluster may leave it only some."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return min(16, os.cpu_count() or 1)

@@ -447,7 +447,6 @@ def select_machine(settings: Settings, photos: int, plan: Plan | None = None) ->
         select_device,
         select_pixels_at_once,
         select_precision,
-        select_recorded,
     )
     from sam_utilities import config_name, find_config, read_image_size
 
@@ -477,7 +476,6 @@ def select_machine(settings: Settings, photos: int, plan: Plan | None = None) ->
         # MKL's fp32 products of few rows differ in the last digit with a row's place in the batch.
         clip_batch_size=1 if (clip_device, clip_precision) == ("cpu", "fp32") else batch_size,
         compiled=select_compile(settings.compile, device, photos),
-        recorded=select_recorded(main_device, photos, batch_size),
         threads=count_threads() if plan is None else plan.threads,
         most_pixels=select_pixels_at_once() // (1 if plan is None else plan.per_node),
     )
@@ -546,10 +544,8 @@ def load_models(
     """
     from clip_utilities import ClipModel
     from detector_utilities import check_labels, load_detector
-    from pipeline_utilities import measures_devices
     from sam_utilities import load_sam2
 
-    recorded = machine.recorded and not measures_devices()  # a recording is one whole, whose stages can't be told apart
     detector = None
     if settings.finds_subjects:
         detector = load_detector(settings.detector, machine.device, show_progress=not settings.quiet)
@@ -564,8 +560,6 @@ def load_models(
         text_features=text_features,
         show_progress=not settings.quiet,
     )
-    if recorded:
-        clip_model.record(machine.clip_batch_size)
     if settings.no_sam or not with_sam:
         return Models(clip_model, None, detector)
     sam2_model = load_sam2(
@@ -576,8 +570,6 @@ def load_models(
         compiled=machine.compiled,
         show_progress=not settings.quiet,
     )
-    if recorded and settings.focus != "grid":
-        sam2_model = sam2_model.recorded(machine.batch_size)
     return Models(clip_model, sam2_model, detector)
 
 

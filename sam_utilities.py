@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 import checkpoint_utilities
-from device_utilities import upload
 from errors import CheckpointError
 from pipeline_utilities import stage
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from focus_utilities import Focus
-    from graph_utilities import Recording
     from hiera_utilities import Features, HieraEncoder
 
 CONFIGS_DIR = Path(__file__).resolve().parent / "sam2" / "configs"
@@ -79,7 +77,6 @@ class Sam2:
         dense_pe: (1, C, s, s) float32, the position encoding that the decoder reads; it never changes.
         image_size: Side of the square frame in pixels.
         device: As torch names it.
-        recording: Both passes with the encoder, for a batch of photos with a point each; None where there is none.
     """
 
     encoder: HieraEncoder
@@ -89,7 +86,6 @@ class Sam2:
     dense_pe: Tensor
     image_size: int
     device: str
-    recording: Recording | None = None
 
     @classmethod
     def from_model(cls, model: Any, precision: Literal["fp32", "bf16"] = "fp32") -> Sam2:
@@ -109,24 +105,6 @@ class Sam2:
                 image_size=model.image_size,
                 device=str(model.device),
             )
-
-    def recorded(self, batch_size: int) -> Sam2:
-        """Returns the model with both passes recorded as a CUDA graph, if that is possible; the results are the same.
-
-        Args:
-            batch_size: Of the batches that it is for; others are computed as before.
-        """
-        import torch
-
-        from graph_utilities import record
-
-        def find(pixels: Tensor, points: Tensor) -> _Found:
-            corners = torch.zeros(batch_size, 2, 2, device=self.device)
-            return _two_passes(pixels, _Prompts(points, corners, (False,) * batch_size), self, self.encoder)
-
-        pixels = torch.zeros(batch_size, 3, self.image_size, self.image_size, device=self.device)
-        points = torch.full((batch_size, 1, 3, 2), self.image_size / 2, device=self.device)
-        return replace(self, recording=record(find, pixels, points))
 
 
 def load_sam2(
@@ -424,13 +402,12 @@ def predict_sam2(
         rows = [*range(len(images)), *[len(images) - 1] * fill]
         batch = torch.stack([pixels[row].to(sam2_model.device) for row in rows])
         boxes = [some[0].box for some in tried]
-        prompts = _to_model_frame(points, boxes, sizes_wh, sam2_model.image_size)
-        found = _find(batch, prompts.of(rows), sam2_model)
+        prompts = _to_model_frame(points, boxes, sizes_wh, sam2_model).of(rows)
+        found = _two_passes(batch, prompts, sam2_model, sam2_model.encoder)
         if sam2_model.exact_encoder is not None:
             for row in found.doubtful[: len(images)].nonzero()[:, 0].tolist():
                 # Each alone: rounding depends on the size of a batch.
-                alone = prompts.of([row]).on(sam2_model.device)
-                exact = _two_passes(batch[row : row + 1], alone, sam2_model, sam2_model.exact_encoder)
+                exact = _two_passes(batch[row : row + 1], prompts.of([row]), sam2_model, sam2_model.exact_encoder)
                 found.replace(row, exact)
         all_logits, scores = found.mask_logits.cpu().numpy(), found.scores.tolist()
         chosen, confidences = found.chosen.tolist(), found.confidences.tolist()
@@ -463,12 +440,9 @@ class _Prompts:
         """Returns the prompts of some photos."""
         return _Prompts(self.points[rows], self.boxes[rows], tuple(self.boxed[row] for row in rows))
 
-    def on(self, device: str) -> _Prompts:
-        """Returns the same on a device."""
-        return replace(self, points=upload(self.points, device), boxes=upload(self.boxes, device))
 
-
-class _Found(NamedTuple):
+@dataclass(frozen=True)
+class _Found:
     """What two passes find in B photos."""
 
     mask_logits: Tensor  # (B, h, w) float32
@@ -479,15 +453,13 @@ class _Found(NamedTuple):
 
     def replace(self, row: int, other: _Found) -> None:
         """Puts the only photo of another result into a row of this one."""
-        for mine, others in zip(self, other, strict=True):
+        for mine, others in (
+            (self.mask_logits, other.mask_logits),
+            (self.scores, other.scores),
+            (self.chosen, other.chosen),
+            (self.confidences, other.confidences),
+        ):
             mine[row] = others[0]
-
-
-def _find(pixels: Tensor, prompts: _Prompts, sam2_model: Sam2) -> _Found:
-    recording = sam2_model.recording
-    if recording is not None and recording.fits(pixels, prompts.points) and not any(prompts.boxed):
-        return _Found(*recording(pixels, prompts.points))
-    return _two_passes(pixels, prompts.on(sam2_model.device), sam2_model, sam2_model.encoder)
 
 
 def _two_passes(pixels: Tensor, prompts: _Prompts, sam2_model: Sam2, encoder: HieraEncoder) -> _Found:
@@ -622,7 +594,7 @@ def to_pixels(image: np.ndarray, image_size: int, device: str = "cpu") -> Tensor
     photo = torch.from_numpy(np.ascontiguousarray(image))
     at_once = 1  # channel: a float copy of 12 megapixels, and the one that resizing makes of it, take 290 MB
     if device.startswith("cuda") and max(image.shape) <= _MOST_SHRUNK_ON_GPU * image_size:
-        photo = upload(photo, device)
+        photo = photo.pin_memory().to(device, non_blocking=True)
         at_once = 3 if photo.numel() <= _SMALL_PHOTO else 1
     channels = [
         interpolate(
@@ -660,22 +632,22 @@ def _to_model_frame(
     points: Sequence[np.ndarray],
     boxes: Sequence[tuple[float, float, float, float] | None],
     sizes_wh: Sequence[tuple[int, int]],
-    image_size: int,
+    sam2_model: Sam2,
 ) -> _Prompts:
-    """Returns the prompts of B photos, scaled from pixels to the model's square frame, on the CPU.
+    """Returns the prompts of B photos, scaled from pixels to the model's square frame.
 
     Args:
         points: (G, 3, 2) of each photo.
         boxes: (x0, y0, x1, y1) of each photo, or None.
         sizes_wh: Of the photos in pixels.
-        image_size: Side of the frame.
+        sam2_model: Whose frame.
     """
     import torch
 
     def scaled(pixels: np.ndarray) -> Tensor:
-        return torch.tensor(pixels, dtype=torch.float32) / sizes * image_size
+        return torch.tensor(pixels, dtype=torch.float32, device=sam2_model.device) / sizes * sam2_model.image_size
 
-    sizes = torch.tensor(sizes_wh, dtype=torch.float32)[:, None]
+    sizes = torch.tensor(sizes_wh, dtype=torch.float32, device=sam2_model.device)[:, None]
     corners = np.array([(0.0,) * 4 if box is None else box for box in boxes]).reshape(-1, 2, 2)
     scaled_points = scaled(np.stack(points).reshape(len(points), -1, 2)).unflatten(1, (-1, 3))
     return _Prompts(scaled_points, scaled(corners), tuple(box is not None for box in boxes))

@@ -7,7 +7,7 @@ from config_utilities import Settings
 from device_utilities import Machine
 from provenance_utilities import deciding_settings
 
-MACHINE = Machine("cpu", "fp32", "cpu", "fp32", 4, 4, compiled=False, recorded=False, threads=2, most_pixels=10**8)
+MACHINE = Machine("cpu", "fp32", "cpu", "fp32", 4, 4, compiled=False, threads=2, most_pixels=10**8)
 WEIGHTS = {"clip_weights": "c", "detector_weights": "d"}
 
 

@@ -377,29 +377,3 @@ def test_cuda_agrees_with_the_cpu(sam2_checkpoint, micro, precision):
     for one, other in zip(predict_sam2(images, micro), on_gpu, strict=True):
         same = (one.mask_logits > 0) == (other.mask_logits > 0)
         assert same.mean() > (0.99 if precision == "fp32" else 0.95)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_cuda_graph_gives_the_same_masks_to_the_last_bit(sam2_checkpoint, precision):
-    model = load_sam2(str(sam2_checkpoint), device="cuda:0", precision=precision)
-    recorded = model.recorded(4)
-    assert recorded.recording is not None
-    for count in (4, 3, 4):  # a batch of three is filled up
-        images = [make_image(640, 480, seed=10 * count + number) for number in range(count)]
-        expected = predict_sam2(images, model, fill=4 - count)
-        for one, other in zip(expected, predict_sam2(images, recorded, fill=4 - count), strict=True):
-            assert np.array_equal(one.mask_logits, other.mask_logits)
-            assert one.score == other.score
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_what_a_cuda_graph_was_not_recorded_for_is_computed_without_it(sam2_checkpoint):
-    model = load_sam2(str(sam2_checkpoint), device="cuda:0")
-    recorded = model.recorded(2)
-    images = [make_image(640, 480, seed) for seed in range(2)]
-    boxed = Focus("detector", (300, 200), box=(200.0, 100.0, 400.0, 300.0))
-    for options in ({"focuses": [boxed, centre_focus(640, 480)]}, {"grid": True}, {"fill": 1}):
-        expected = predict_sam2(images, model, **options)
-        for one, other in zip(expected, predict_sam2(images, recorded, **options), strict=True):
-            assert np.array_equal(one.mask_logits, other.mask_logits)
