@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import sys
@@ -27,6 +28,8 @@ _SWITCH_INTERVAL = 0.0005  # seconds; Python's own is 0.005
 # The environment of a process that has threads before it comes to `keep_freed_memory`, such as a worker of Ray's: glibc
 # gives them arenas of their own, each too small for large tensors, whose memory goes back after all.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
+_CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: so many microseconds in so many
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
@@ -83,16 +86,18 @@ def forbid_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def leave_cores_to_threads(devices: Iterable[str]) -> None:
-    """Leaves the cores to the threads beside the models, where no model runs on the CPU.
+def share_cores(devices: Iterable[str]) -> None:
+    """Shares the cores out: a model on the CPU has as many as there are, else the threads beside the models have all.
 
-    Else each of many threads that enlarge a mask would start a team of as many workers as there are cores. And a thread
-    that wants Python's lock asks for it ten times as soon as usual: the ones that hand a GPU its work wait for it
-    thousands of times a second (105 against 112 photos/s on an H200).
+    Without that, each of many threads that enlarge a mask would start a team of as many workers as there are cores. And
+    where no model is on the CPU, a thread that wants Python's lock asks for it ten times as soon as usual: the ones
+    that hand a GPU its work wait for it thousands of times a second (105 against 112 photos/s on an H200).
     """
     import torch
 
-    if "cpu" not in devices:
+    if "cpu" in devices:
+        torch.set_num_threads(min(torch.get_num_threads(), count_cores()))  # torch knows of no container's share
+    else:
         torch.set_num_threads(1)
         sys.setswitchinterval(_SWITCH_INTERVAL)
 
@@ -168,10 +173,14 @@ def has_bf16(device: str) -> bool:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
-    if device == "cpu":
-        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # private: absent means no
-        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return False
+    return device == "cpu" and (has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # as there
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, units that multiply whole matrices in bf16."""
+    import torch
+
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # private: absent means no
 
 
 def auto_batch_size(device: str, image_size: int = 1024, *, share: float = 1) -> int:
@@ -223,4 +232,13 @@ def select_compile(compile_models: str, device: str, photos: int) -> bool:
 
 def count_threads() -> int:
     """Returns how many threads decode, cut, and write, each: more than 16 outrun any one device."""
-    return min(16, os.cpu_count() or 1)
+    return min(16, count_cores())
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may use, of those that the machine has: some, or a container's share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        quota, period = _CPU_SHARE.read_text(encoding="ascii").split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)

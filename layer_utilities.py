@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from device_utilities import has_amx
+
 _LOGGER = logging.getLogger("sam2vit")
 
 Activation = Literal["gelu", "silu"]
@@ -189,10 +191,10 @@ def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, (B, H, Nq, D), of (B, H, Nq, D) queries and (B, H, Nk, D) keys and values.
 
-    In bf16 on the CPU it is written out: torch's own kernel takes up to twice as long there at both models' shapes
-    (benchmarks/README.md).
+    In bf16 on a CPU without AMX it is written out: torch's own kernel takes up to twice as long there at both models'
+    shapes, and with AMX as little as half as long (benchmarks/README.md).
     """
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not has_amx():
         return _plain_attention(queries, keys, values)
     if queries.is_cuda and keys.shape[2] <= _SMALL_WINDOW:
         return _attention_together(queries, keys, values)

@@ -417,7 +417,7 @@ def start_job(settings: Settings, folders: Folders, machine: Machine, text_featu
         text_features: See `ClipModel`.
     """
     from dataset_utilities import watch_dataset
-    from device_utilities import forbid_tf32, keep_freed_memory, leave_cores_to_threads
+    from device_utilities import forbid_tf32, keep_freed_memory, share_cores
     from flow_utilities import read_focus
 
     check_dataset = watch_dataset(folders.dataset)
@@ -425,7 +425,7 @@ def start_job(settings: Settings, folders: Folders, machine: Machine, text_featu
     _seed_everything(settings.seed)
     keep_freed_memory()
     forbid_tf32()
-    leave_cores_to_threads([machine.device, machine.clip_device])
+    share_cores([machine.device, machine.clip_device])
     models = load_models(settings, machine, text_features)
     return Job(settings, folders, machine, models, point, check_dataset)
 

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, read_config
-from device_utilities import DTYPES, select_device, select_precision
+from device_utilities import DTYPES, count_cores, has_amx, select_device, select_precision
 from prompt_utilities import get_prompts
 from scenes import make_scene
 
@@ -128,11 +128,10 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "amx": amx,
+        "cores": count_cores(),
+        "amx": has_amx(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -5,10 +6,12 @@ import sys
 import pytest
 import torch
 
+import device_utilities
 from config_utilities import PROGRAM_DIR
 from device_utilities import (
     auto_batch_size,
     available_devices,
+    count_cores,
     has_bf16,
     select_compile,
     select_device,
@@ -81,6 +84,25 @@ def test_a_cpu_has_bf16_with_amx_or_avx512_bf16(monkeypatch, amx):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert has_bf16("cpu") is amx
+
+
+@pytest.mark.parametrize(
+    ("allowed", "share", "cores"),
+    [
+        ({0, 5, 6}, None, 3),  # taskset
+        (set(range(64)), "max 100000", 64),
+        (set(range(64)), "200000 100000", 2),
+        (set(range(64)), "150000 100000", 2),
+        (set(range(64)), "5000 100000", 1),
+        ({3}, "200000 100000", 1),
+    ],
+)
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allowed, share, cores):
+    monkeypatch.setattr(device_utilities, "_CPU_SHARE", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    if share is not None:
+        (tmp_path / "cpu.max").write_text(f"{share}\n")
+    assert count_cores() == cores
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -178,12 +200,15 @@ def test_gaps_in_the_heap_go_back_where_asked():
 
 
 @pytest.mark.parametrize(
-    ("devices", "threads", "interval"),
-    [(["cuda:0", "cuda:0"], 1, 0.0005), (["mps", "cpu"], 2, 0.005)],
-    ids=["GPU", "CPU"],
+    ("devices", "cores", "threads", "interval"),
+    [(["cuda:0", "cuda:0"], 2, 1, 0.0005), (["mps", "cpu"], 2, 2, 0.005), (["cpu", "cpu"], 1, 1, 0.005)],
+    ids=["GPU", "CPU", "a container's share of a CPU"],
 )
-def test_the_cores_are_left_to_threads_where_no_model_runs_on_the_cpu(devices, threads, interval):
-    code = f"import sys, torch, device_utilities as d; torch.set_num_threads(2); d.leave_cores_to_threads({devices})"
+def test_the_cores_are_left_to_threads_where_no_model_runs_on_the_cpu(devices, cores, threads, interval):
+    code = (
+        f"import sys, torch, device_utilities as d; d.count_cores = lambda: {cores}; "
+        f"torch.set_num_threads(2); d.share_cores({devices})"
+    )
     result = subprocess.run(
         [sys.executable, "-c", f"{code}; print(torch.get_num_threads(), sys.getswitchinterval())"],
         cwd=PROGRAM_DIR,
