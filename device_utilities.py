@@ -29,7 +29,7 @@ _SWITCH_INTERVAL = 0.0005  # seconds; Python's own is 0.005
 # gives them arenas of their own, each too small for large tensors, whose memory goes back after all.
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
-_CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")  # of a container: so many microseconds in so many
+_CGROUP = Path("/sys/fs/cgroup")  # of a container; version 2, or 1
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
@@ -115,9 +115,9 @@ def _memory() -> int:
     sizes = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-            sizes.append(int(Path(path).read_text(encoding="ascii")))
+            sizes.append(int((_CGROUP / name).read_text("ascii")))
     return min(sizes, default=8 * 2**30)
 
 
@@ -238,7 +238,9 @@ def count_threads() -> int:
 def count_cores() -> int:
     """Returns how many cores this process may use, of those that the machine has: some, or a container's share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
-        quota, period = _CPU_SHARE.read_text(encoding="ascii").split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    return max(1, cores)
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # so many microseconds in so many
+        with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+            quota, period = (int(part) for name in names for part in (_CGROUP / name).read_text("ascii").split())
+            if quota > 0:
+                cores = min(cores, math.ceil(quota / period))
+    return cores

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from device_utilities import has_amx
+from device_utilities import has_amx, has_bf16
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -191,14 +191,18 @@ def row_by_row(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, (B, H, Nq, D), of (B, H, Nq, D) queries and (B, H, Nk, D) keys and values.
 
-    In bf16 on a CPU without AMX it is written out: torch's own kernel takes up to twice as long there at both models'
-    shapes, and with AMX as little as half as long (benchmarks/README.md).
+    In bf16 on a CPU with AVX-512 BF16 it is written out: torch's own kernel takes up to twice as long there at both
+    models' shapes. With AMX, and without any bf16 in hardware, it takes as little as half (benchmarks/README.md).
     """
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not has_amx():
-        return _plain_attention(queries, keys, values)
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and _writes_attention_out():
+        return written_out_attention(queries, keys, values)
     if queries.is_cuda and keys.shape[2] <= _SMALL_WINDOW:
         return _attention_together(queries, keys, values)
     return _torchs_attention(queries, keys, values)
+
+
+def _writes_attention_out() -> bool:
+    return has_bf16("cpu") and not has_amx()
 
 
 def _torchs_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -223,7 +227,8 @@ def _attention_together(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor
     return attended.transpose(1, 2).unflatten(1, (count, -1)).flatten(0, 1).transpose(1, 2)
 
 
-def _plain_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def written_out_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Returns attention as `attention` does, from products and a softmax, so many scores at once."""
     batch, heads, count, width = queries.shape
     queries, keys, values = (each.reshape(batch * heads, -1, width) for each in (queries, keys, values))
     transposed = keys.transpose(1, 2)

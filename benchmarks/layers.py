@@ -1,6 +1,6 @@
 """Where the encoders' time goes on a CPU, and what each way of computing a layer costs, at the default models' shapes.
 
-python -m benchmarks.layers                 products, attention, and both encoders by operation
+python -m benchmarks.layers                 products, attention, and both encoders, also by operation
 python -m benchmarks.layers --default-malloc   the same with memory handed back to the kernel and faulted in again
 
 Random weights; the choices that `layer_utilities` makes are compared with the ones it did not make, so that they can be
@@ -10,9 +10,10 @@ checked on another processor. The least of several runs is printed.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +22,19 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+import clip_tower_utilities
+import hiera_utilities
+import layer_utilities
 from clip_tower_utilities import ImageTower
 from device_utilities import keep_freed_memory
 from hiera_utilities import HieraEncoder
-from layer_utilities import Linear, attention
+from layer_utilities import Linear
 from sam_utilities import build_sam2, find_config
 
 _RUNS = 5
 
-# Rows, inputs, outputs of the products with GELU in each stage of SAM 2.1 large, and of CLIP ViT-L/14@336.
+# Rows, inputs, outputs of the products with GELU in each stage of SAM 2.1 large, and of CLIP ViT-L/14@336; the product
+# after each of them is its transpose, and adds.
 PRODUCTS = ((65536, 144, 576), (16384, 288, 1152), (4096, 576, 2304), (1024, 1152, 4608), (577, 1024, 4096))
 # Windows, heads, queries, keys, width of a head: SAM 2.1 large's stages, its attention over the whole map, and CLIP.
 ATTENTIONS = (
@@ -40,6 +45,8 @@ ATTENTIONS = (
     (1, 8, 4096, 4096, 72),
     (1, 16, 577, 577, 64),
 )
+
+ATTENDS = {"torch's": functional.scaled_dot_product_attention, "written out": layer_utilities.written_out_attention}
 
 
 def main() -> None:
@@ -53,35 +60,60 @@ def main() -> None:
     with torch.inference_mode():
         console.print(products())
         console.print(attentions())
-        for name, module, side in encoders():
+        both = encoders()
+        console.print(attentions_in_encoders(both))
+        for name, module, side in both:
             console.print(operations(name, module, torch.randn(1, 3, side, side)))
 
 
 def products() -> Table:
-    """Returns the milliseconds of bf16 products with GELU, one operation after the other and as the program does it."""
-    table = Table("product with GELU", "GFLOP", "torch ms", "here ms", "here TFLOP/s")
-    for rows, inputs, outputs in PRODUCTS:
-        x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
-        layer = Linear(weight, bias, "gelu")
-        flops = 2 * rows * inputs * outputs
-        plain = least(lambda: functional.gelu(functional.linear(x, weight, bias)))  # noqa: B023 (called at once)
-        here = least(lambda: layer(x))  # noqa: B023
-        shape = f"{rows} x {inputs} x {outputs}"
-        table.add_row(
-            shape, f"{flops / 1e9:.1f}", f"{1e3 * plain:.1f}", f"{1e3 * here:.1f}", f"{flops / here / 1e12:.2f}"
-        )
+    """Returns the milliseconds of bf16 products, one operation after the other and as the program does it."""
+    table = Table("product", "with", "GFLOP", "torch ms", "here ms", "here TFLOP/s")
+    for rows, inner, outer in PRODUCTS:
+        for inputs, outputs, extra in ((inner, outer, "GELU"), (outer, inner, "sum")):
+            x, residual = torch.randn(rows, inputs).bfloat16(), torch.randn(rows, outputs).bfloat16()
+            weight, bias = torch.randn(outputs, inputs).bfloat16(), torch.randn(outputs).bfloat16()
+            plain, here = (least(call) for call in _ways(x, residual, weight, bias, gelu=extra == "GELU"))
+            flops = 2 * rows * inputs * outputs
+            table.add_row(
+                *(f"{rows} x {inputs} x {outputs}", extra, f"{flops / 1e9:.1f}"),
+                *(f"{1e3 * plain:.1f}", f"{1e3 * here:.1f}", f"{flops / here / 1e12:.2f}"),
+            )
     return table
 
 
+def _ways(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, gelu: bool) -> tuple[Callable[[], Tensor], ...]:
+    if gelu:
+        layer = Linear(weight, bias, "gelu")
+        return lambda: functional.gelu(functional.linear(x, weight, bias)), lambda: layer(x)
+    layer = Linear(weight, bias)
+    return lambda: residual + functional.linear(x, weight, bias), lambda: layer.added_to(residual, x)
+
+
 def attentions() -> Table:
-    """Returns the milliseconds of bf16 attention by torch's kernel and as the program does it."""
-    table = Table("attention: windows, heads, queries, keys, width", "torch ms", "here ms")
+    """Returns the milliseconds of bf16 attention by torch's kernel and written out."""
+    table = Table("attention: windows, heads, queries, keys, width", "torch ms", "written out ms")
     for windows, heads, queries, keys, width in ATTENTIONS:
         q = torch.randn(windows, queries, heads, width).bfloat16().transpose(1, 2)
         k, v = (torch.randn(windows, keys, heads, width).bfloat16().transpose(1, 2) for _ in "kv")
-        own = least(lambda: functional.scaled_dot_product_attention(q, k, v))  # noqa: B023
-        here = least(lambda: attention(q, k, v))  # noqa: B023
-        table.add_row(f"{windows} {heads} {queries} {keys} {width}", f"{1e3 * own:.1f}", f"{1e3 * here:.1f}")
+        times = [least(functools.partial(attend, q, k, v)) for attend in ATTENDS.values()]
+        table.add_row(f"{windows} {heads} {queries} {keys} {width}", *(f"{1e3 * seconds:.1f}" for seconds in times))
+    return table
+
+
+def attentions_in_encoders(both: Sequence[tuple[str, Any, int]]) -> Table:
+    """Returns the milliseconds of the encoders with either attention, measured in turn."""
+    usual = layer_utilities.attention
+    table = Table("encoder, with attention", *ATTENDS)
+    for name, module, side in both:
+        pixels = torch.randn(1, 3, side, side)
+        times: dict[str, list[float]] = {each: [] for each in ATTENDS}
+        for _ in range(_RUNS):
+            for each, attend in ATTENDS.items():
+                hiera_utilities.attention = clip_tower_utilities.attention = attend
+                times[each].append(least(lambda: module(pixels), runs=1))  # noqa: B023 (called at once)
+        hiera_utilities.attention = clip_tower_utilities.attention = usual
+        table.add_row(name, *(f"{1e3 * min(seconds):.0f}" for seconds in times.values()))
     return table
 
 

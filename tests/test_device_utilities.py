@@ -87,21 +87,26 @@ def test_a_cpu_has_bf16_with_amx_or_avx512_bf16(monkeypatch, amx):
 
 
 @pytest.mark.parametrize(
-    ("allowed", "share", "cores"),
+    ("allowed", "quota", "cores"),
     [
         ({0, 5, 6}, None, 3),  # taskset
-        (set(range(64)), "max 100000", 64),
-        (set(range(64)), "200000 100000", 2),
-        (set(range(64)), "150000 100000", 2),
-        (set(range(64)), "5000 100000", 1),
-        ({3}, "200000 100000", 1),
+        (set(range(64)), "none", 64),
+        (set(range(64)), 200_000, 2),
+        (set(range(64)), 150_000, 2),
+        (set(range(64)), 5_000, 1),
+        ({3}, 200_000, 1),
     ],
 )
-def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allowed, share, cores):
-    monkeypatch.setattr(device_utilities, "_CPU_SHARE", tmp_path / "cpu.max")
+@pytest.mark.parametrize("version", [1, 2])
+def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allowed, quota, cores, version):
+    monkeypatch.setattr(device_utilities, "_CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
-    if share is not None:
-        (tmp_path / "cpu.max").write_text(f"{share}\n")
+    if quota is not None and version == 2:
+        (tmp_path / "cpu.max").write_text(f"{'max' if quota == 'none' else quota} 100000\n")
+    elif quota is not None:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{-1 if quota == 'none' else quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert count_cores() == cores
 
 

@@ -67,15 +67,28 @@ def test_layer_normalisation_is_torchs_own(dtype):
 @PRECISIONS
 @pytest.mark.parametrize("scores_at_once", [1 << 26, 300], ids=["whole", "in parts"])
 @pytest.mark.parametrize("queries", [16, 7, 1])
-@pytest.mark.parametrize("amx", [True, False], ids=["AMX", "no AMX"])
-def test_attention_is_torchs_own(monkeypatch, dtype, scores_at_once, queries, amx):
+@pytest.mark.parametrize("written_out", [True, False], ids=["written out", "torch's"])
+def test_attention_is_torchs_own(monkeypatch, dtype, scores_at_once, queries, written_out):
     monkeypatch.setattr(layer_utilities, "_SCORES_AT_ONCE", scores_at_once)
-    monkeypatch.setattr(layer_utilities, "has_amx", lambda: amx)
+    monkeypatch.setattr(layer_utilities, "_writes_attention_out", lambda: written_out)
     q, k, v = draw(2, 4, queries, 8), draw(2, 4, 16, 8), draw(2, 4, 16, 8) + 1
     expected = functional.scaled_dot_product_attention(q, k, v)
     result = attention(*(each.to(dtype) for each in (q, k, v)))
     assert result.shape == expected.shape
     assert result.float() == pytest.approx(expected, abs=2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "written_out"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_attention_is_written_out_where_torchs_kernel_is_slower(monkeypatch, avx512_bf16, amx, written_out):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    called = []
+    monkeypatch.setattr(layer_utilities, "written_out_attention", lambda *each: called.append(1) or each[0])
+    for dtype in TOLERANCE:
+        attention(*(draw(1, 1, 2, 8, dtype=dtype) for _ in "qkv"))
+    assert len(called) == written_out  # never in fp32
 
 
 @pytest.mark.parametrize(("windows", "queries", "keys"), [(8, 16, 16), (12, 4, 16), (7, 16, 16)])
