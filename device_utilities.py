@@ -173,7 +173,8 @@ def has_bf16(device: str) -> bool:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
-    return device == "cpu" and (has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())  # as there
+    has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # private: absent means no
+    return device == "cpu" and (has_amx() or has_avx512_bf16())
 
 
 def has_amx() -> bool:

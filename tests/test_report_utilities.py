@@ -191,6 +191,14 @@ def test_a_contour_encloses_its_mask(shape_hw):
     assert (drawn & mask).sum() / (drawn | mask).sum() > 0.92  # fillPoly takes the pixels of its outline in
 
 
+def test_of_a_mask_like_noise_few_contours_are_looked_at(monkeypatch):
+    looked_at = []
+    simplify = cv2.approxPolyDP
+    monkeypatch.setattr(cv2, "approxPolyDP", lambda *each, **more: looked_at.append(1) or simplify(*each, **more))
+    contour_path(np.random.default_rng(0).random((400, 400)) < 0.5)
+    assert 0 < len(looked_at) < 1000  # of thousands of contours, each at several tolerances
+
+
 def test_a_ragged_mask_has_a_short_contour():
     mask = np.random.default_rng(0).random((400, 400)) < 0.5
     assert contour_path(mask).count(" ") < 300
