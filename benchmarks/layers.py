@@ -130,7 +130,7 @@ def encoders() -> list[tuple[str, Any, int]]:
 
 
 def operations(name: str, module: Any, pixels: Tensor) -> Table:
-    """Returns an encoder's milliseconds by operation, those of less than a hundredth together."""
+    """Returns an encoder's milliseconds by operation, those of less than a thousandth together."""
     from torch.profiler import ProfilerActivity, profile
 
     whole = least(lambda: module(pixels), runs=3)
@@ -139,9 +139,9 @@ def operations(name: str, module: Any, pixels: Tensor) -> Table:
     times = sorted(((event.self_cpu_time_total / 1e3, event.key) for event in profiler.key_averages()), reverse=True)
     total = sum(milliseconds for milliseconds, _ in times)
     table = Table(f"{name}, {1e3 * whole:.0f} ms", "ms", "share")
-    shown = [(milliseconds, key) for milliseconds, key in times if milliseconds >= total / 100]
+    shown = [(milliseconds, key) for milliseconds, key in times if milliseconds >= total / 1000]
     for milliseconds, key in [*shown, (total - sum(each for each, _ in shown), "all others")]:
-        table.add_row(key, f"{milliseconds:.0f}", f"{milliseconds / total:.0%}")
+        table.add_row(key, f"{milliseconds:.0f}", f"{milliseconds / total:.1%}")
     return table
 
 
