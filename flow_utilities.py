@@ -320,8 +320,10 @@ def take_photos(
             return
 
 
-def check_focus(settings: Settings) -> None:
+def check_focus(settings: Settings) -> dict[str, PointRow]:
     """Says what is wrong with the flags that point SAM 2, and warns of points for photos that are not there.
+
+    Returns the rows of a points file.
 
     Raises:
         ConfigError: See `read_focus`.
@@ -337,6 +339,7 @@ def check_focus(settings: Settings) -> None:
             "names" if len(strays) == 1 else "name",
             strays[0],
         )
+    return rows
 
 
 def read_focus(settings: Settings) -> Callable[[Photo], Focus | None]:

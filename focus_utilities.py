@@ -48,6 +48,11 @@ class Focus:
     label: str | None = None
     confidence: float | None = None
 
+    @property
+    def rounded_box(self) -> list[float] | None:
+        """The box as records have it, to a tenth of a pixel."""
+        return None if self.box is None else [round(each, 1) for each in self.box]
+
 
 def parse_focus(text: str) -> FocusWord | tuple[float, float] | Path:
     """Returns what the value of --focus means: a word, a point, or the path of a CSV file, whether or not it exists.
@@ -59,7 +64,7 @@ def parse_focus(text: str) -> FocusWord | tuple[float, float] | Path:
     """
     if text in get_args(FocusWord):
         return cast(FocusWord, text)
-    if text.lower().endswith(".csv"):
+    if is_points_file(text):
         return Path(text)
     if "," in text:
         numbers = [_read_number(part) for part in text.split(",")]
@@ -73,6 +78,11 @@ def parse_focus(text: str) -> FocusWord | tuple[float, float] | Path:
     near = difflib.get_close_matches(text.lower(), get_args(FocusWord), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "use center, grid, detector, a point such as 0.4,0.6, or a .csv"
     raise ConfigError(f"--focus {_quote(text)}: unknown focus; {hint}")
+
+
+def is_points_file(text: str) -> bool:
+    """Whether the value of --focus is the path of a CSV file."""
+    return text.lower().endswith(".csv")
 
 
 def _read_number(text: str) -> float | None:
@@ -277,6 +287,19 @@ def row_focus(row: PointRow, width: int, height: int) -> Focus:
         corners = ",".join(f"{number:g}" for number in box)
         raise PhotoError(f"its box {corners} reaches outside its {width} x {height} pixels", stage="focus")
     return Focus("point", pixel_at(x, y, width, height), box)
+
+
+def is_pointed_alike(record: Mapping[str, Any], rows: Mapping[str, PointRow]) -> bool:
+    """Whether a photo, by its record, was pointed at where these rows of a points file would point now."""
+    row, width, height = find_row(rows, record["source"]), record["width"], record["height"]
+    try:
+        focus = centre_focus(width, height) if row is None else row_focus(row, width, height)
+    except PhotoError:
+        return False
+    points = record.get("points")
+    if not isinstance(points, list) or points[:1] != [list(focus.point)]:
+        return False
+    return (record.get("focus"), record.get("focus_box")) == (focus.by, focus.rounded_box)
 
 
 def pixel_at(x: float, y: float, width: int, height: int) -> tuple[int, int]:

@@ -159,7 +159,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     from dataset_utilities import find_photos, watch_dataset
     from output_utilities import OutputFolder
     from preview_utilities import check_plan, run_facts
-    from provenance_utilities import deciding_settings
+    from provenance_utilities import deciding_settings, settled_settings
     from record_utilities import iterate_records
 
     check_dataset = watch_dataset(folders.dataset)
@@ -180,6 +180,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
             most_pixels=engine.machine.most_pixels,
             unknown=folders.unknown if settings.keep_unknown else None,
             thresholds=settings.thresholds,
+            settled=settled_settings(settings),
         )
         if output.done:
             _LOGGER.warning("%s: going on after %s done earlier", folders.output, count_of(output.done, "photo"))

@@ -73,6 +73,7 @@ class OutputFolder:
         most_pixels: So many pixels may wait to be written; a larger photo is alone.
         unknown: Where photos are copied to that are set aside; nowhere where None.
         thresholds: What is too doubtful for its item's folder; nothing where None.
+        settled: Settings that may differ from those that an output was made with; see `refuse_other_points`.
 
     Attributes:
         path: The output folder.
@@ -96,6 +97,7 @@ class OutputFolder:
         most_pixels: float = math.inf,
         unknown: Place | None = None,
         thresholds: Thresholds | None = None,
+        settled: Collection[str] = (),
     ) -> None:
         self.path = output
         self.places = Places(output, sibling(output, "review"))
@@ -111,7 +113,7 @@ class OutputFolder:
             if overwrite:
                 self._delete_earlier_run()
             else:
-                refuse_other_settings(output, run_settings)
+                refuse_other_settings(output, run_settings, ignored=settled)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             finish_revision(self.places)
             self._orphans = self._take_stock()
@@ -453,28 +455,22 @@ def _find_pngs(folder: Place) -> set[str]:
     return found
 
 
-def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, unknown: Collection[str] = ()) -> None:
+def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
     """Refuses an output that was made otherwise, and says what would help.
 
     Args:
         output: The folder.
         run_settings: By what this run would be known.
-        unknown: What is not yet known of it.
+        ignored: What is not yet known of it, or may differ.
 
     Raises:
         OutputError: It was, or its `.run.json` is damaged.
     """
-    path = output / RUN
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    earlier = _earlier_settings(output)
+    if earlier is None:
         return
-    except (ValueError, RecursionError):
-        earlier = None
-    if not isinstance(earlier, dict):
-        raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
     wanted = json.loads(json.dumps(run_settings))
-    keys = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and key not in unknown]
+    keys = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and key not in ignored]
     differing = [key for key in keys if earlier.get(key) != wanted.get(key)]
     if not differing:
         return
@@ -487,6 +483,54 @@ def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, unk
         remedies.append("add --relabel and --config (or --preset) to sort what is there anew, in seconds")
     remedies += ["name another --output", "add --overwrite to start over"]
     raise OutputError(f"--output {output}: was made with other settings: {changes}; {', or '.join(remedies)}")
+
+
+def refuse_other_points(
+    output: Place, run_settings: Mapping[str, Any], is_alike: Callable[[Mapping[str, Any]], bool], *, name: str
+) -> None:
+    """Refuses an output with a photo that another points file was used for, and which this one points at elsewhere.
+
+    So a file may grow with the dataset. A photo whose cut-out has been deleted is done anew, and may differ.
+
+    Args:
+        output: The folder.
+        run_settings: By what this run would be known; `focus` is the digest of its points file.
+        is_alike: Whether a photo, by its record, was pointed at where this run would point.
+        name: Of the points file.
+
+    Raises:
+        OutputError: There is one, or `.run.json` is damaged.
+    """
+    earlier = _earlier_settings(output)
+    if earlier is None or earlier.get("focus") == run_settings["focus"]:
+        return
+    places = Places(output, sibling(output, "review"))
+    for row in iterate_records(places):
+        if not is_alike(row) and _is_there(row, places, run_settings["items"]):
+            raise OutputError(
+                f"--output {output}: {name} points elsewhere in photos that are done, such as {row['source']!r}; "
+                f"delete their cut-outs, such as {places.png(row)}, to do them anew, name another --output, or add "
+                "--overwrite to start over"
+            )
+
+
+def _is_there(row: Mapping[str, Any], places: Places, items: Sequence[str]) -> bool:
+    """Whether the cut-out of a record is in its place, or where a user can have moved it to."""
+    return any((place / file).exists() for place, file in possible_moves(row, places, items))
+
+
+def _earlier_settings(output: Place) -> dict[str, Any] | None:
+    """Returns the settings that an output was made with; None where none was made."""
+    path = output / RUN
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise OutputError(f"{path}: is damaged; add --overwrite to start over, or name another --output")
+    return earlier
 
 
 def _brief(value: Any, limit: int = 60) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -16,11 +17,12 @@ from dataset_utilities import find_photos
 from detector_utilities import detector_checkpoints
 from device_utilities import Machine
 from flow_utilities import check_focus
+from focus_utilities import is_pointed_alike
 from folder_utilities import Folders, check_folders
-from output_utilities import refuse_other_settings
+from output_utilities import refuse_other_points, refuse_other_settings
 from photo_utilities import is_image
 from prompt_utilities import get_prompts
-from provenance_utilities import LATE, early_settings
+from provenance_utilities import LATE, early_settings, settled_settings
 
 _PHOTOS_SHOWN = 20
 _PROMPTS_SHOWN = 8
@@ -82,8 +84,11 @@ def check_plan(settings: Settings, folders: Folders) -> None:
     if not settings.no_sam:
         check_model(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
     if not settings.overwrite:
-        refuse_other_settings(folders.output, early_settings(settings), unknown=LATE)
-    check_focus(settings)
+        refuse_other_settings(folders.output, early_settings(settings), ignored=[*LATE, *settled_settings(settings)])
+    rows = check_focus(settings)
+    if settled_settings(settings) and not settings.overwrite:
+        is_alike = functools.partial(is_pointed_alike, rows=rows)
+        refuse_other_points(folders.output, early_settings(settings), is_alike, name=settings.focus)
 
 
 def run_facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:

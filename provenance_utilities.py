@@ -9,6 +9,7 @@ from typing import Any
 from checkpoint_utilities import SAM2_CHECKPOINTS, file_digest, find_checkpoint, published_digest
 from config_utilities import CAPTION_KEYS, Settings
 from device_utilities import Machine
+from focus_utilities import is_points_file
 from sam_utilities import config_name, find_config
 from storage_utilities import to_place
 
@@ -53,8 +54,13 @@ def early_settings(settings: Settings) -> dict[str, Any]:
         name: getattr(settings, name) for name in _OPTIONAL if getattr(settings, name) != getattr(Settings, name)
     }
     deciding |= {name: getattr(settings, name) for name in CAPTION_KEYS if name in settings.given}  # for later exports
-    if settings.focus.endswith(".csv"):
+    if is_points_file(settings.focus):
         deciding["focus"] = file_digest(Path(settings.focus))
     if settings.finds_subjects:
         deciding |= {"focus_labels": settings.focus_labels, "focus_threshold": settings.focus_threshold}
     return deciding
+
+
+def settled_settings(settings: Settings) -> tuple[str, ...]:
+    """Returns those that may differ once `refuse_other_points` has let them pass: a points file may have grown."""
+    return ("focus",) if is_points_file(settings.focus) else ()

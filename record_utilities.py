@@ -75,7 +75,7 @@ def photo_record(
         "focus": None if focus is None else focus.by,
         "focus_label": None if focus is None else focus.label,
         "focus_confidence": None if confidence is None else round(confidence, 6),
-        "focus_box": None if focus is None or focus.box is None else [round(each, 1) for each in focus.box],
+        "focus_box": None if focus is None else focus.rounded_box,
         "crop": crop,
         "width": shape_hwc[1],
         "height": shape_hwc[0],

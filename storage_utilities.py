@@ -12,6 +12,7 @@ import io
 import mimetypes
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -101,13 +102,21 @@ def to_place(text: str, *, flag: str) -> Path | RemotePath:
     if any(part in ("..", ".", "") for part in key.removesuffix("/").split("/")):
         raise ConfigError(f"{flag} {text}: holds a part that is empty or only dots; leave it out")
     for name in _SERVERS.get(scheme, ()):
-        if not _SERVER.fullmatch(os.environ.get(name) or "http://none"):
+        if not _is_server(os.environ.get(name) or "http://none"):
             raise ConfigError(f"{name}: is no address of a server; write https://HOST or http://HOST:PORT")
     try:
         import obstore  # noqa: F401 (to say early that it is missing)
     except ImportError:
         raise ConfigError(f"{flag} {text}: object stores need obstore; pip install -r requirements-urls.txt") from None
     return RemotePath(f"{scheme}://{bucket}", PurePosixPath(key))
+
+
+def _is_server(address: str) -> bool:
+    try:
+        urllib.parse.urlsplit(address).port  # noqa: B018 (raises where it is beyond 65,535)
+    except ValueError:
+        return False
+    return _SERVER.fullmatch(address) is not None
 
 
 class TooLongError(Exception):

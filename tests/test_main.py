@@ -535,7 +535,46 @@ def test_an_output_goes_on_only_with_the_same_points(run, tmp_path):
     planted_points(tmp_path, "a.png,0.75,0.5,,,,")
     code, _, err = run("--focus", str(points))
     assert code == 2
-    assert "focus was" in err
+    assert "points elsewhere in photos that are done, such as 'a.png'" in " ".join(err.split())
+
+
+def test_a_points_file_may_grow_with_the_dataset(run, photos, tmp_path):
+    lines = ["a.png,0.25,0.5,,,,", "berlin/c.webp,60,30,20,10.04,100,60"]
+    points = planted_points(tmp_path, *lines)
+    assert run("--focus", str(points))[0] == 0
+    before = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    (photos / "new.png").write_bytes((photos / "a.png").read_bytes())
+    planted_points(tmp_path, *reversed(lines), "new.png,0.75,0.5,,,,")
+    for _ in range(2):
+        assert run("--focus", str(points))[0] == 0
+    found = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert found.pop("new.png")["points"][0] == [72, 32]
+    assert found == before
+
+
+def test_photos_that_are_to_be_pointed_at_elsewhere_are_done_anew_once_their_cut_outs_are_deleted(run, tmp_path):
+    points = planted_points(tmp_path, "a.png,0.25,0.5,,,,")
+    assert run("--focus", str(points))[0] == 0
+    planted_points(tmp_path, "a.png,0.75,0.5,,,,", "B.JPG,0.4,0.4,,,,")
+    for name in ("a.png", "B.JPG"):
+        assert run("--focus", str(points))[0] == 2
+        [row] = [row for row in rows(tmp_path / "out" / "metadata.jsonl") if row["source"] == name]
+        (tmp_path / "out" / row["file_name"]).unlink()
+    assert run("--focus", str(points))[0] == 0
+    found = {row["source"]: row for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert (found["a.png"]["points"][0], found["B.JPG"]["focus"]) == ([72, 32], "point")
+
+
+def test_a_cut_out_moved_by_hand_is_no_deleted_one(run, tmp_path):
+    points = planted_points(tmp_path, "a.png,0.25,0.5,,,,")
+    assert run("--focus", str(points))[0] == 0
+    [row] = [row for row in rows(tmp_path / "out" / "metadata.jsonl") if row["source"] == "a.png"]
+    other = "blue" if row["label"] != "blue" else "red"
+    moved = tmp_path / "out" / other / "a.png"
+    moved.parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / row["file_name"]).rename(moved)
+    planted_points(tmp_path, "a.png,0.75,0.5,,,,")
+    assert run("--focus", str(points))[0] == 2
 
 
 class Everywhere:

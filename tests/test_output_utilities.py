@@ -76,7 +76,7 @@ def test_who_goes_on_with_other_settings_is_told_what_helps(tmp_path, wanted, re
 
 def test_what_is_not_known_yet_is_no_other_setting(tmp_path):
     (tmp_path / RUN).write_text(json.dumps({"items": ["a"], "clip_weights": "x"}))
-    refuse_other_settings(tmp_path, {"items": ["a"]}, unknown=["clip_weights"])
+    refuse_other_settings(tmp_path, {"items": ["a"]}, ignored=["clip_weights"])
     refuse_other_settings(tmp_path / "new", {"items": ["a"]})
 
 

@@ -90,7 +90,9 @@ def test_a_url_that_holds_more_than_a_bucket_is_refused_without_its_secret(url):
     assert not re.search("KEY|SEC|RET", str(caught.value))
 
 
-@pytest.mark.parametrize("address", ["name:secret@localhost:9000", "localhost", "http://", "http:///x", "http://a b"])
+@pytest.mark.parametrize(
+    "address", ["name:secret@localhost:9000", "localhost", "http://", "http:///x", "http://a b", "http://a:65536"]
+)
 def test_an_address_of_a_server_that_is_none_is_refused(monkeypatch, address):
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     with pytest.raises(
