@@ -26,10 +26,10 @@ _LOGGER = logging.getLogger("sam2vit")
 Activation = Literal["gelu", "silu"]
 
 _ONEDNN_NAMES: dict[Activation | None, str] = {None: "none", "gelu": "gelu", "silu": "swish"}
-_ACTIVATIONS: dict[Activation | None, Callable[[Tensor], Tensor]] = {
+_ACTIVATIONS: dict[Activation | None, Callable[[Tensor], Tensor]] = {  # in place: the memory is at hand
     None: lambda x: x,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
+    "gelu": getattr(torch.ops.aten, "gelu_", functional.gelu),
+    "silu": functools.partial(functional.silu, inplace=True),
 }
 
 _ROWS = 1024  # rows of x that oneDNN packs for; it takes any other number, too
@@ -74,7 +74,8 @@ class Linear(nn.Module):
         """Returns residual + x W^T + b, in one pass where that is possible."""
         if self._packed is not None and residual.dtype == x.dtype:
             return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self._bias, "add")
-        return residual + self(x)
+        product = self(x)
+        return product.add_(residual) if residual.dtype == product.dtype else residual + product
 
 
 def _packed(weight: Tensor) -> Tensor | None:

@@ -1,7 +1,8 @@
 """Where the encoders' time goes on a CPU, and what each way of computing a layer costs, at the default models' shapes.
 
-python -m benchmarks.layers                 products, attention, and both encoders, also by operation
-python -m benchmarks.layers --default-malloc   the same with memory handed back to the kernel and faulted in again
+python -m benchmarks.layers                    products, attention, and both encoders, also by operation
+python -m benchmarks.layers --precision bf16   in bf16, where the program takes fp32 because bf16 is emulated
+python -m benchmarks.layers --default-malloc   with memory handed back to the kernel and faulted in again
 
 Random weights; the choices that `layer_utilities` makes are compared with the ones it did not make, so that they can be
 checked on another processor. The least of several runs is printed.
@@ -26,12 +27,13 @@ import clip_tower_utilities
 import hiera_utilities
 import layer_utilities
 from clip_tower_utilities import ImageTower
-from device_utilities import keep_freed_memory
+from device_utilities import DTYPES, keep_freed_memory, select_precision
 from hiera_utilities import HieraEncoder
 from layer_utilities import Linear
 from sam_utilities import build_sam2, find_config
 
 _RUNS = 5
+_PHOTOS = (1, 2, 4)
 
 # Rows, inputs, outputs of the products with GELU in each stage of SAM 2.1 large, and of CLIP ViT-L/14@336; the product
 # after each of them is its transpose, and adds.
@@ -52,27 +54,31 @@ ATTENDS = {"torch's": functional.scaled_dot_product_attention, "written out": la
 def main() -> None:
     """Measures and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--default-malloc", action="store_true")
-    if not parser.parse_args().default_malloc:
+    arguments = parser.parse_args()
+    if not arguments.default_malloc:
         keep_freed_memory()
+    dtype = getattr(torch, DTYPES[select_precision(arguments.precision, "cpu")])
     warnings.simplefilter("ignore")
     console = Console()
     with torch.inference_mode():
-        console.print(products())
-        console.print(attentions())
-        both = encoders()
+        console.print(products(dtype))
+        console.print(attentions(dtype))
+        both = encoders(dtype)
         console.print(attentions_in_encoders(both))
+        console.print(batches(both))
         for name, module, side in both:
             console.print(operations(name, module, torch.randn(1, 3, side, side)))
 
 
-def products() -> Table:
-    """Returns the milliseconds of bf16 products, one operation after the other and as the program does it."""
+def products(dtype: torch.dtype) -> Table:
+    """Returns the milliseconds of products, one operation after the other and as the program does it."""
     table = Table("product", "with", "GFLOP", "torch ms", "here ms", "here TFLOP/s")
     for rows, inner, outer in PRODUCTS:
         for inputs, outputs, extra in ((inner, outer, "GELU"), (outer, inner, "sum")):
-            x, residual = torch.randn(rows, inputs).bfloat16(), torch.randn(rows, outputs).bfloat16()
-            weight, bias = torch.randn(outputs, inputs).bfloat16(), torch.randn(outputs).bfloat16()
+            shapes = ((rows, inputs), (rows, outputs), (outputs, inputs), (outputs,))
+            x, residual, weight, bias = (torch.randn(shape).to(dtype) for shape in shapes)
             plain, here = (least(call) for call in _ways(x, residual, weight, bias, gelu=extra == "GELU"))
             flops = 2 * rows * inputs * outputs
             table.add_row(
@@ -90,12 +96,14 @@ def _ways(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, gelu: bo
     return lambda: residual + functional.linear(x, weight, bias), lambda: layer.added_to(residual, x)
 
 
-def attentions() -> Table:
-    """Returns the milliseconds of bf16 attention by torch's kernel and written out."""
+def attentions(dtype: torch.dtype) -> Table:
+    """Returns the milliseconds of attention by torch's kernel and written out."""
     table = Table("attention: windows, heads, queries, keys, width", "torch ms", "written out ms")
     for windows, heads, queries, keys, width in ATTENTIONS:
-        q = torch.randn(windows, queries, heads, width).bfloat16().transpose(1, 2)
-        k, v = (torch.randn(windows, keys, heads, width).bfloat16().transpose(1, 2) for _ in "kv")
+        q, k, v = (
+            torch.randn(windows, positions, heads, width).to(dtype).transpose(1, 2)
+            for positions in (queries, keys, keys)
+        )
         times = [least(functools.partial(attend, q, k, v)) for attend in ATTENDS.values()]
         table.add_row(f"{windows} {heads} {queries} {keys} {width}", *(f"{1e3 * seconds:.1f}" for seconds in times))
     return table
@@ -117,15 +125,24 @@ def attentions_in_encoders(both: Sequence[tuple[str, Any, int]]) -> Table:
     return table
 
 
-def encoders() -> list[tuple[str, Any, int]]:
-    """Returns both image encoders in bf16 with random weights, and the sides of their frames."""
+def batches(both: Sequence[tuple[str, Any, int]]) -> Table:
+    """Returns the milliseconds a photo of the encoders with several photos in a call."""
+    table = Table("encoder, photos a call", *map(str, _PHOTOS))
+    for name, module, side in both:
+        times = (least(functools.partial(module, torch.randn(photos, 3, side, side)), runs=3) for photos in _PHOTOS)
+        table.add_row(name, *(f"{1e3 * each / photos:.0f}" for each, photos in zip(times, _PHOTOS, strict=True)))
+    return table
+
+
+def encoders(dtype: torch.dtype) -> list[tuple[str, Any, int]]:
+    """Returns both image encoders with random weights, and the sides of their frames."""
     from clip.model import VisionTransformer
 
     visual = VisionTransformer(336, 14, 1024, 24, 16, 768).requires_grad_(requires_grad=False)
     model = build_sam2(find_config("sam2.1_hiera_l")).requires_grad_(requires_grad=False)
     return [
-        ("SAM 2.1 large", HieraEncoder(model, torch.bfloat16), model.image_size),
-        ("CLIP ViT-L/14@336", ImageTower(visual, torch.bfloat16), 336),
+        ("SAM 2.1 large", HieraEncoder(model, dtype), model.image_size),
+        ("CLIP ViT-L/14@336", ImageTower(visual, dtype), 336),
     ]
 
 

@@ -33,6 +33,17 @@ def test_a_residual_is_added(dtype):
     assert result == pytest.approx(residual + functional.linear(x, weight, bias), abs=3 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("activation", [None, "gelu", "silu"])
+def test_in_fp32_a_layer_is_torchs_own_to_the_last_bit_and_leaves_what_it_reads(activation):
+    weight, bias, x, residual = draw(48, 32) / 6, draw(48), draw(2, 5, 32), draw(2, 5, 48)
+    before = [each.clone() for each in (weight, bias, x, residual)]
+    layer, product = Linear(weight, bias, activation), functional.linear(x, weight, bias)
+    expected = getattr(functional, activation)(product) if activation else product
+    assert torch.equal(layer(x), expected)
+    assert torch.equal(layer.added_to(residual, x), residual + expected)
+    assert all(map(torch.equal, (weight, bias, x, residual), before))
+
+
 @pytest.mark.skipif(not has_fused_linear(), reason="no bf16 in oneDNN here")
 @pytest.mark.parametrize("activation", [None, "gelu", "silu"])
 def test_the_fused_layer_and_its_stand_in_agree(monkeypatch, activation):
