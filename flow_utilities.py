@@ -321,9 +321,7 @@ def take_photos(
 
 
 def check_focus(settings: Settings) -> dict[str, PointRow]:
-    """Says what is wrong with the flags that point SAM 2, and warns of points for photos that are not there.
-
-    Returns the rows of a points file.
+    """Returns the rows of a points file, and warns of those for photos that are not there.
 
     Raises:
         ConfigError: See `read_focus`.

@@ -73,7 +73,7 @@ class OutputFolder:
         most_pixels: So many pixels may wait to be written; a larger photo is alone.
         unknown: Where photos are copied to that are set aside; nowhere where None.
         thresholds: What is too doubtful for its item's folder; nothing where None.
-        settled: Settings that may differ from those that an output was made with; see `refuse_other_points`.
+        settled: Settings in which alone an output may differ; see `refuse_other_points`.
 
     Attributes:
         path: The output folder.
@@ -113,7 +113,7 @@ class OutputFolder:
             if overwrite:
                 self._delete_earlier_run()
             else:
-                refuse_other_settings(output, run_settings, ignored=settled)
+                refuse_other_settings(output, run_settings, settled=settled)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             finish_revision(self.places)
             self._orphans = self._take_stock()
@@ -455,13 +455,16 @@ def _find_pngs(folder: Place) -> set[str]:
     return found
 
 
-def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, ignored: Collection[str] = ()) -> None:
+def refuse_other_settings(
+    output: Place, run_settings: Mapping[str, Any], *, unknown: Collection[str] = (), settled: Collection[str] = ()
+) -> None:
     """Refuses an output that was made otherwise, and says what would help.
 
     Args:
         output: The folder.
         run_settings: By what this run would be known.
-        ignored: What is not yet known of it, or may differ.
+        unknown: What is not yet known of it.
+        settled: In what alone it may differ.
 
     Raises:
         OutputError: It was, or its `.run.json` is damaged.
@@ -470,9 +473,9 @@ def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, ign
     if earlier is None:
         return
     wanted = json.loads(json.dumps(run_settings))
-    keys = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and key not in ignored]
+    keys = [key for key in {**earlier, **wanted} if key not in INFORMATIVE and key not in unknown]
     differing = [key for key in keys if earlier.get(key) != wanted.get(key)]
-    if not differing:
+    if set(differing) <= set(settled):
         return
     changes = ", ".join(f"{key} was {_brief(earlier.get(key))}, is {_brief(wanted.get(key))}" for key in differing)
     remedies = []
@@ -488,9 +491,9 @@ def refuse_other_settings(output: Place, run_settings: Mapping[str, Any], *, ign
 def refuse_other_points(
     output: Place, run_settings: Mapping[str, Any], is_alike: Callable[[Mapping[str, Any]], bool], *, name: str
 ) -> None:
-    """Refuses an output with a photo that another points file was used for, and which this one points at elsewhere.
+    """Refuses an output with a photo that was pointed at elsewhere than a points file points.
 
-    So a file may grow with the dataset. A photo whose cut-out has been deleted is done anew, and may differ.
+    So the file may grow with the dataset. A photo whose cut-out has been deleted is done anew, and may differ.
 
     Args:
         output: The folder.

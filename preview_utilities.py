@@ -83,12 +83,13 @@ def check_plan(settings: Settings, folders: Folders) -> None:
     check_model(settings.clip_model, clip_checkpoints(), flag="--clip-model")
     if not settings.no_sam:
         check_model(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
-    if not settings.overwrite:
-        refuse_other_settings(folders.output, early_settings(settings), ignored=[*LATE, *settled_settings(settings)])
+    deciding = {} if settings.overwrite else early_settings(settings)
+    if deciding:
+        refuse_other_settings(folders.output, deciding, unknown=LATE, settled=settled_settings(settings))
     rows = check_focus(settings)
-    if settled_settings(settings) and not settings.overwrite:
+    if deciding and rows:
         is_alike = functools.partial(is_pointed_alike, rows=rows)
-        refuse_other_points(folders.output, early_settings(settings), is_alike, name=settings.focus)
+        refuse_other_points(folders.output, deciding, is_alike, name=settings.focus)
 
 
 def run_facts(settings: Settings, machine: Machine, files: int) -> dict[str, str]:

@@ -76,8 +76,15 @@ def test_who_goes_on_with_other_settings_is_told_what_helps(tmp_path, wanted, re
 
 def test_what_is_not_known_yet_is_no_other_setting(tmp_path):
     (tmp_path / RUN).write_text(json.dumps({"items": ["a"], "clip_weights": "x"}))
-    refuse_other_settings(tmp_path, {"items": ["a"]}, ignored=["clip_weights"])
+    refuse_other_settings(tmp_path, {"items": ["a"]}, unknown=["clip_weights"])
     refuse_other_settings(tmp_path / "new", {"items": ["a"]})
+
+
+def test_what_is_settled_may_differ_alone_and_is_told_beside_other_differences(tmp_path):
+    (tmp_path / RUN).write_text(json.dumps({"items": ["a"], "focus": "x", "crop": False}))
+    refuse_other_settings(tmp_path, {"items": ["a"], "focus": "y", "crop": False}, settled=["focus"])
+    with pytest.raises(OutputError, match='focus was "x", is "y", crop was false, is true'):
+        refuse_other_settings(tmp_path, {"items": ["a"], "focus": "y", "crop": True}, settled=["focus"])
 
 
 def test_a_photo_becomes_a_png_and_a_record(tmp_path):
