@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from device_utilities import DTYPES
 from errors import CheckpointError, PromptError
 from pipeline_utilities import stage
 from prompt_utilities import DecisionRule, Label
+from record_utilities import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -351,12 +352,9 @@ def _save_array(array: np.ndarray, path: Path) -> None:
         with contextlib.suppress(OSError):  # another run may clear it away, too
             if time.time() - temporary.stat().st_mtime > _STALE:
                 temporary.unlink()
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        np.save(temporary, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.save(content, array)
+    write_atomically(path, content.getvalue())
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -201,6 +202,7 @@ def print_summary(
     console: Console,
     *,
     items: Sequence[tuple[str, int, int, float]],
+    mean_probability: float,
     failures: Sequence[Mapping[str, Any]],
     written: int,
     skipped: int,
@@ -210,7 +212,9 @@ def print_summary(
 
     Args:
         console: Where to.
-        items: (item, photos, photos in review, mean probability of the former) of all photos in the output.
+        items: (item, photos, photos in review, mean probability of the former) of all photos in the output; NaN where
+            people have chosen all of them.
+        mean_probability: Of all items.
         failures: The rows of failures.jsonl.
         written: Photos written by this run.
         skipped: Files that are no images.
@@ -224,12 +228,12 @@ def print_summary(
         total, doubtful = (sum(row[column] for row in items) for column in (1, 2))
         if doubtful:
             table.add_column("in review", justify="right")
-        mean = sum(count * probability for _, count, _, probability in items) / max(1, total)
         rows = sorted(items, key=lambda row: (-row[1], row[0]))
-        for number, (item, count, in_review, probability) in enumerate([*rows, ("all", total, doubtful, mean)]):
-            if number == len(rows):
+        rows.append(("all", total, doubtful, mean_probability))
+        for number, (item, count, in_review, probability) in enumerate(rows):
+            if number == len(rows) - 1:
                 table.add_section()
-            shown = f"{probability:.3f}" if count else ""
+            shown = "" if math.isnan(probability) else f"{probability:.3f}"
             table.add_row(Text(printable(item)), str(count), shown, *([str(in_review)] if doubtful else []))
         console.print(table)
     speed = written / seconds if seconds else 0.0

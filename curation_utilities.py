@@ -21,7 +21,7 @@ from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
 from folder_utilities import sibling
-from output_utilities import moved_record, possible_moves
+from output_utilities import moved_record, possible_moves, put_into_subfolders
 from prompt_utilities import Label
 from record_utilities import (
     BAD_MASK,
@@ -213,6 +213,7 @@ def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]
         missing: The sources whose cut-out is not where their record says.
     """
     moves: dict[str, tuple[Path, str]] = {}
+    put_into_subfolders(StoredRecords(places, lambda row: row["source"] in missing).rows(), places, items)
     for row in StoredRecords(places, lambda row: row["source"] in missing).rows():
         there = [(folder, name) for folder, name in possible_moves(row, places, items) if (folder / name).exists()]
         if len(there) == 1:

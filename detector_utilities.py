@@ -22,6 +22,8 @@ from pipeline_utilities import stage
 if TYPE_CHECKING:
     from torch import Tensor
 
+YOLO = "yolo:"  # before the file of a detector that ultralytics reads
+
 # Detections whose prominence is at least this much of the best one's count as equal; their confidence decides.
 _EQUAL_PROMINENCE = 0.9
 
@@ -139,22 +141,49 @@ def load_detector(
     Raises:
         CheckpointError: There is no such detector, or its file can't be downloaded or used.
     """
-    if name.startswith("yolo:"):
+    check_detector(name, checkpoints_dir)
+    if name.startswith(YOLO):
         return _load_yolo(name, device, checkpoints_dir)
-    public = detector_checkpoints()
-    if name not in public:
-        near = difflib.get_close_matches(name, public, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise CheckpointError(
-            f"--detector {name}: no such detector; {hint}use one of: {', '.join(public)}; or yolo:FILE.pt"
-        )
     path = checkpoint_utilities.find_checkpoint(
-        name, public, flag="--detector", checkpoints_dir=checkpoints_dir, show_progress=show_progress
+        name, detector_checkpoints(), flag="--detector", checkpoints_dir=checkpoints_dir, show_progress=show_progress
     )
     state_dict = checkpoint_utilities.read_weights(path, kind=f"the weights of {name}", flag="--detector")
     model, names = _build_torchvision(name, state_dict, path)
     model.eval().requires_grad_(requires_grad=False).to(device)
     return _TorchvisionDetector(model, names, device, checkpoint_utilities.file_digest(path))
+
+
+def check_detector(name: str, checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR) -> None:
+    """Says before anything is downloaded what `load_detector` would say of a detector that there is not.
+
+    Raises:
+        CheckpointError: There is no such detector.
+    """
+    if name.startswith(YOLO):
+        find_yolo(name, checkpoints_dir)
+        return
+    public = detector_checkpoints()
+    if name not in public:
+        near = difflib.get_close_matches(name, public, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise CheckpointError(
+            f"--detector {name}: no such detector; {hint}use one of: {', '.join(public)}; or {YOLO}FILE.pt"
+        )
+
+
+def find_yolo(name: str, checkpoints_dir: Path = checkpoint_utilities.CHECKPOINTS_DIR) -> Path:
+    """Returns the file of `yolo:FILE.pt`; FILE is a path, or a name under `checkpoints_dir`.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    file = name.removeprefix(YOLO)
+    for path in (Path(file), checkpoints_dir / file):
+        if path.suffix == ".pt" and checkpoint_utilities.is_file(path):
+            return path
+    raise CheckpointError(
+        f"--detector {name}: no such .pt, neither here nor in {checkpoints_dir}; name the .pt of a YOLO model"
+    )
 
 
 @functools.cache
@@ -271,14 +300,7 @@ def _to_detections(
 
 
 def _load_yolo(name: str, device: str, checkpoints_dir: Path) -> Detector:
-    """Returns the detector of `yolo:FILE.pt`; FILE is a path, or a name under `checkpoints_dir`."""
-    file = name.removeprefix("yolo:")
-    places = (Path(file), checkpoints_dir / file)
-    path = next((each for each in places if each.suffix == ".pt" and checkpoint_utilities.is_file(each)), None)
-    if path is None:
-        raise CheckpointError(
-            f"--detector {name}: no such .pt, neither here nor in {checkpoints_dir}; name the .pt of a YOLO model"
-        )
+    path = find_yolo(name, checkpoints_dir)
     try:
         from ultralytics import YOLO
     except ImportError as error:

@@ -205,6 +205,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
             (item, output.counts[item], output.in_review[item], output.mean_probability(item))
             for item in {**output.counts, **output.in_review}
         ],
+        mean_probability=output.mean_probability(*output.counts),
         failures=output.failures,
         written=written,
         skipped=output.skipped,
@@ -262,6 +263,7 @@ class OnRay:
     def __init__(self, settings: Settings, files: int, cluster: Cluster) -> None:
         import main as program  # by its name, under which workers find it
         from flow_utilities import take_photos
+        from provenance_utilities import find_files
 
         here = Path(settings.dataset_dir)  # workers have a working directory of their own
         there = (
@@ -323,7 +325,9 @@ def scout(
     settings: Settings, files: int, carried: CarriedFiles, plan: Plan
 ) -> tuple[Machine, dict[str, Any], np.ndarray]:
     """Returns what all workers need to agree on: machine, weights, and the prompts' features; on one of their nodes."""
-    settings = dataclasses.replace(settings, quiet=True, **carried.here())
+    from provenance_utilities import with_files
+
+    settings = dataclasses.replace(with_files(settings, carried.here()), quiet=True)
     machine = select_machine(settings, files, plan)
     models = load_models(settings, machine, with_sam=False)
     return machine, models.weights, models.clip_model.text_features
@@ -333,30 +337,16 @@ def start_work(
     settings: Settings, carried: CarriedFiles, folders: Folders, machine: Machine, text_features: Callable[[], Any]
 ) -> Work:
     """Loads the models in a worker, and returns what does its photos."""
+    from provenance_utilities import with_files
     from ray_utilities import Unseen
 
-    settings = dataclasses.replace(settings, quiet=True, limit=None, **carried.here())
+    settings = dataclasses.replace(with_files(settings, carried.here()), quiet=True, limit=None)
     job = start_job(settings, folders, machine, text_features())
 
     def work(files: Iterator[PhotoFile], courier: Courier, stopping: Callable[[], bool]) -> None:
         job.do(files, courier, Unseen(), stopping)
 
     return work
-
-
-def find_files(settings: Settings) -> dict[str, Path]:
-    """Returns the files that settings name, and that workers need: weights are downloaded where they are missing."""
-    from checkpoint_utilities import SAM2_CHECKPOINTS, clip_checkpoints, find_checkpoint
-    from sam_utilities import config_name, find_config
-
-    find = functools.partial(find_checkpoint, show_progress=not settings.quiet)
-    files = {"clip_model": find(settings.clip_model, clip_checkpoints(), flag="--clip-model")}
-    if not settings.no_sam:
-        files["sam_config"] = find_config(settings.sam_config or config_name(settings.sam_model))
-        files["sam_model"] = find(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
-    if settings.focus.endswith(".csv"):
-        files["focus"] = Path(settings.focus)
-    return files
 
 
 @dataclass(frozen=True)

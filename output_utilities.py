@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import logging
 import math
 import os
+import posixpath
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ from record_utilities import (
     iterate_lines,
     iterate_records,
     open_to_append,
+    remove_empty,
     replace_file,
     stopped,
     to_line,
@@ -108,6 +112,7 @@ class OutputFolder:
         self._unknown = unknown
         self._failed_now: set[str] = set()
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
+        self._sure: Counter[str] = Counter()  # how many they are sums of
         try:
             output.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -142,9 +147,13 @@ class OutputFolder:
         """How many photos are written, those in review and those of earlier runs included."""
         return self.counts.total() + self.in_review.total()
 
-    def mean_probability(self, item: str) -> float:
-        """Returns the mean item_probability of the photos of an item, those in review left out; 0 without any."""
-        return self._probabilities[item] / self.counts[item] if self.counts[item] else 0.0
+    def mean_probability(self, *items: str) -> float:
+        """Returns the mean item_probability of photos with these items, where the model chose them; NaN without any.
+
+        Photos in review are left out.
+        """
+        count = sum(self._sure[item] for item in items)
+        return sum(self._probabilities[item] for item in items) / count if count else math.nan
 
     def is_done(self, photo: PhotoFile) -> bool:
         """Whether the photo's cut-out and record are in place; to be asked of every photo of the dataset."""
@@ -177,10 +186,17 @@ class OutputFolder:
             self._clear_orphans(photo)
         if not self._recorded:
             return ()
+        if hash(photo.name) not in self._taken:
+            return ()
         names = {item: f"{item}/{photo.name}" for item in self._items}
         return tuple(
             item for item, name in names.items() if any((folder, name) in self._recorded for folder in self.places)
         )
+
+    @functools.cached_property
+    def _taken(self) -> frozenset[int]:
+        """Hashes of the names of earlier cut-outs, without their items: most photos need not be compared with each."""
+        return frozenset(hash(name.partition("/")[2]) for _, name in self._recorded)
 
     def record(self, row: Mapping[str, Any], features: np.ndarray | None) -> None:
         """Records a photo whose PNG is in place.
@@ -300,20 +316,40 @@ class OutputFolder:
             self.in_review[row["label"]] += 1
             return
         self.counts[row["label"]] += 1
-        self._probabilities[row["label"]] += row["item_probability"]
+        if row["label"] == row["model_label"]:  # else it is another item's
+            self._sure[row["label"]] += 1
+            self._probabilities[row["label"]] += row["item_probability"]
 
     def _take_stock(self) -> set[tuple[Place, str]]:
         """Reads what earlier runs have done, mends what an interruption left, and returns PNGs without a record.
 
         These, as (folder, path in it).
         """
-        found = {(folder, file) for folder in self.places for file in _find_pngs(folder)}
+        found = self._find_all()
         if not self._count_records(found):
+            left: set[Place] = set()  # folders that a user has taken cut-outs out of
+            if put_into_subfolders(self._find_lost(found, left), self.places, self._items):
+                found = self._find_all()
             self._mend_records(found)
+            for folder in left:
+                remove_empty(folder, self.places)
         failures = filter(None, iterate_lines(self.path / FAILURES, FAILURE_TYPES))
         self._failures = {row["source"]: row for row in failures if row["source"] not in self._done}
         self._write_failures()
         return found - self._recorded
+
+    def _find_all(self) -> set[tuple[Place, str]]:
+        return {(folder, file) for folder in self.places for file in _find_pngs(folder)}
+
+    def _is_at(self, row: Mapping[str, Any], found: set[tuple[Place, str]]) -> bool:
+        return (self.places.of(row), row["file_name"]) in found
+
+    def _find_lost(self, found: set[tuple[Place, str]], left: set[Place]) -> Iterator[dict[str, Any]]:
+        """Yields the records whose cut-out is not in its place, and notes the folders where these are."""
+        for row in iterate_records(self.places):
+            if not self._is_at(row, found):
+                left.add(self.places.png(row).parent)
+                yield row
 
     def _count_records(self, found: set[tuple[Place, str]]) -> bool:
         """Notes the records of an output without holding them; returns whether they are as a run leaves them.
@@ -333,6 +369,7 @@ class OutputFolder:
                     self.counts.clear()
                     self.in_review.clear()
                     self._probabilities.clear()
+                    self._sure.clear()
                     return False
                 self._note(row)
         return True
@@ -378,7 +415,7 @@ class OutputFolder:
 
     def _settle(self, row: dict[str, Any], folder: Place, found: set[tuple[Place, str]]) -> dict[str, Any] | None:
         """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
-        if (folder, row["file_name"]) in found and self.places.of(row) == folder:
+        if self.places.of(row) == folder and self._is_at(row, found):
             return row
         there = [each for each in possible_moves(row, self.places, self._items) if each in found]
         return moved_record(row, *there[0], self.places) if len(there) == 1 else None
@@ -426,6 +463,42 @@ def possible_moves(row: Mapping[str, Any], places: Places, items: Sequence[str])
     """Returns where a user can have moved the cut-out of a record to, each as (folder, path in it)."""
     name = row["file_name"].partition("/")[2]
     return [(place, f"{item}/{name}") for place in places for item in items]
+
+
+def put_into_subfolders(lost: Iterable[Mapping[str, Any]], places: Places, items: Sequence[str]) -> int:
+    """Puts cut-outs that lie right in an item's folder back into subfolders there, and returns how many.
+
+    Whoever drags red/berlin/a.png onto the folder blue means blue/berlin/a.png, where `possible_moves` expects it.
+
+    Args:
+        lost: Records whose cut-out is not in its place.
+        places: Of the output.
+        items: That cut-outs can have been moved to.
+    """
+    wanted: dict[str, set[str]] = {}  # by its last part, the names without the item
+    for row in lost:
+        name = row["file_name"].partition("/")[2]
+        if posixpath.basename(name) != name:
+            wanted.setdefault(posixpath.basename(name), set()).add(name)
+    if not wanted or isinstance(places.output, RemotePath):
+        return 0
+    there: dict[str, list[tuple[Place, str]]] = {}
+    for place, item in itertools.product(places, items):
+        with contextlib.suppress(OSError):  # there is no such folder
+            for name in wanted.keys() & {path.name for path in Path(place / item).iterdir()}:
+                there.setdefault(name, []).append((place, item))
+    sure = {(found[0][0], f"{found[0][1]}/{name}") for name, found in there.items() if len(found) == 1}
+    for row in iterate_records(places):
+        sure.discard((places.of(row), row["file_name"]))  # it is another photo's
+    moved = 0
+    for place, file in sure:
+        item, _, base = file.partition("/")
+        whole = [place / item / name for name in wanted[base]]
+        if len(whole) == 1 and not whole[0].exists():
+            whole[0].parent.mkdir(parents=True, exist_ok=True)
+            (place / file).rename(whole[0])
+            moved += 1
+    return moved
 
 
 def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from clip_utilities import tokenize
 from config_utilities import Settings, available_presets, read_config
 from console_utilities import count_of, print_facts
 from dataset_utilities import find_photos
-from detector_utilities import detector_checkpoints
+from detector_utilities import check_detector, detector_checkpoints
 from device_utilities import Machine
 from flow_utilities import check_focus
 from focus_utilities import is_pointed_alike
@@ -45,9 +45,9 @@ def preview(settings: Settings, console: Console) -> bool:
     prompts = get_prompts(settings.prefixes, settings.items, settings.postfixes)
     tokenize(prompts, settings.items)  # says which of them won't do
 
-    def describe(model: str, public: Any) -> str:
-        state = "is in place" if is_present(model, public) else "would be downloaded" if model in public else "missing"
-        return f"{model} ({state})"
+    def describe(model: str, public: Any) -> str:  # what is missing, and not public, `check_plan` has refused
+        is_here = model not in public or is_present(model, public)
+        return f"{model} ({'is in place' if is_here else 'would be downloaded'})"
 
     facts = {
         "photos": f"{settings.dataset_dir} ({count_of(files, 'file')})",
@@ -83,6 +83,8 @@ def check_plan(settings: Settings, folders: Folders) -> None:
     check_model(settings.clip_model, clip_checkpoints(), flag="--clip-model")
     if not settings.no_sam:
         check_model(settings.sam_model, SAM2_CHECKPOINTS, flag="--sam-model")
+    if settings.finds_subjects:
+        check_detector(settings.detector)
     deciding = {} if settings.overwrite else early_settings(settings)
     if deciding:
         refuse_other_settings(folders.output, deciding, unknown=LATE, settled=settled_settings(settings))

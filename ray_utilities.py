@@ -207,7 +207,7 @@ class CarriedFiles:
 
 def _find_or_fetch(path: str, digest: str, fetch: Callable[[str], bytes]) -> str:
     """Returns a file's path where it is on this machine, else that of a copy, which is kept under its digest."""
-    if Path(path).is_file():  # shared by all nodes, or the driver's own
+    if Path(path).is_file() and file_digest(Path(path)) == digest:  # shared by all nodes, or the driver's own
         return path
     copy = Path.home() / ".cache" / "sam2vit" / digest[:16] / Path(path).name
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -433,11 +433,10 @@ class Cluster:
             raise error
         return value
 
-    def carry(self, files: Mapping[str, Path]) -> CarriedFiles:
-        """Returns files of this machine, by the settings that name them, for workers to have on theirs."""
-        return CarriedFiles(
-            self._desk, {name: (str(path.resolve()), file_digest(path)) for name, path in files.items()}
-        )
+    def carry(self, files: Mapping[str, tuple[Path, str]]) -> CarriedFiles:
+        """Returns files of this machine with their SHA-256, by the settings that name them, for workers to have."""
+        here = {name: (str(path.absolute()), digest) for name, (path, digest) in files.items()}
+        return CarriedFiles(self._desk, here)
 
     def share(self, value: Any) -> Callable[[], Any]:
         """Puts a value into the object store, once for all workers; what is returned gets it there."""

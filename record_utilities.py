@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ _LOW = {
 }
 VIEW, COLOUR = "view", "colour"  # of a second opinion that differs
 
-TEMPORARY = re.compile(r"\.tmp-\d+-\d+")
+TEMPORARY = re.compile(r"\.tmp-\d+-(?:[0-9a-f]{8}-)?\d+")  # earlier versions had no token
+_TOKEN = secrets.token_hex(4)  # containers that share a folder have the same process numbers
 _SERIAL = itertools.count()
 
 
@@ -263,6 +265,17 @@ def replace_file(path: Place, data: bytes | Iterable[bytes]) -> None:
     write_atomically(path, data)
 
 
+def remove_empty(folder: Place, places: Places) -> None:
+    """Removes a folder of an output and those around it as far as they are empty: readers take each for a class."""
+    while not isinstance(folder, RemotePath) and folder not in places:
+        try:
+            folder.rmdir()
+        except OSError:  # it isn't empty, or it is gone
+            if folder.exists():
+                return
+        folder = folder.parent
+
+
 def delete_file(path: Place) -> None:
     """Deletes a file that pieces are appended to, where there is one."""
     if isinstance(path, RemotePath):
@@ -284,8 +297,8 @@ def clear_temporaries(folder: Place) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns a name beside a file, under which it is written before it gets its own."""
-    return path.with_name(f".tmp-{os.getpid()}-{next(_SERIAL)}")
+    """Returns a name beside a file, under which it is written before it gets its own; no other process has it."""
+    return path.with_name(f".tmp-{os.getpid()}-{_TOKEN}-{next(_SERIAL)}")
 
 
 def write_atomically(path: Place, data: bytes | Iterable[bytes]) -> None:

@@ -30,6 +30,7 @@ from record_utilities import (
     AppendedFile,
     Places,
     StoredRecords,
+    remove_empty,
     stopped,
     to_line,
     write_atomically,
@@ -276,9 +277,9 @@ def _make(places: Places, revision: Revision) -> None:
         if old != new and old.exists():
             new.parent.mkdir(parents=True, exist_ok=True)
             old.replace(new)
-            emptied.add(old.parent)
+        emptied.add(old.parent)  # also where a user has moved it
     for folder in emptied:
-        _remove_empty(folder, places)
+        remove_empty(folder, places)
 
     counts: dict[Path, Counter[str]] = {folder: Counter() for folder in places}
     with revision.changes.records_after() as find:
@@ -304,13 +305,3 @@ def _counted(rows: Iterable[dict[str, Any]], counts: Counter[str]) -> Iterator[d
     for row in rows:
         counts[row["label"]] += 1
         yield row
-
-
-def _remove_empty(folder: Path, places: Places) -> None:
-    """Removes a folder and those around it as far as they are empty: readers take each for a class."""
-    while folder not in (places.output, places.review):
-        try:
-            folder.rmdir()
-        except OSError:  # it isn't empty
-            return
-        folder = folder.parent

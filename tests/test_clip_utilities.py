@@ -97,7 +97,7 @@ def test_an_exclamation_mark_is_a_token_and_no_padding():
 
 def test_text_features_are_computed_once_and_then_read_from_the_cache(clip_checkpoint, tmp_path, monkeypatch):
     first = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
-    monkeypatch.setattr("clip.model.CLIP.encode_text", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr("clip_tower_utilities.TextTower.forward", lambda *_: pytest.fail("encoded again"))
     second = ClipModel(str(clip_checkpoint), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
     assert second.process([make_image()]) == first.process([make_image()])
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import math
 import os
 
 import pytest
@@ -54,6 +55,7 @@ def summarise(**changes):
     console = make_console()
     facts = {
         "items": [("red", 3, 0, 0.5), ("blue", 1, 0, 0.9)],
+        "mean_probability": 0.6,
         "failures": [],
         "written": 4,
         "skipped": 1,
@@ -71,7 +73,7 @@ def test_the_summary_counts_items_and_their_mean_probability():
 
 
 def test_what_is_in_review_has_a_column_of_its_own():
-    lines = summarise(items=[("red", 3, 2, 0.5), ("blue", 0, 4, 0.0)]).splitlines()
+    lines = summarise(items=[("red", 3, 2, 0.5), ("blue", 0, 4, math.nan)], mean_probability=0.5).splitlines()
     assert "in review" in lines[2]
     assert "in review" not in summarise()
     assert any("red" in line and "0.500" in line and line.endswith("2 │") for line in lines)
@@ -85,7 +87,8 @@ def test_failures_are_counted_by_stage():
 
 
 def test_a_run_that_did_nothing_divides_by_nothing():
-    assert "0 photos written, 0 failed, 0 other files skipped" in summarise(items=[], written=0, skipped=0, seconds=0.0)
+    nothing = {"items": [], "mean_probability": math.nan, "written": 0, "skipped": 0, "seconds": 0.0}
+    assert "0 photos written, 0 failed, 0 other files skipped" in summarise(**nothing)
 
 
 def test_progress_is_plain_lines_where_the_output_is_no_terminal(monkeypatch):

@@ -426,6 +426,15 @@ def test_cut_outs_that_were_moved_by_hand_stay_there(output, tmp_path, caplog):
     assert pngs(output) == ["green/sub/b.png", "red/a.png"]
 
 
+def test_a_cut_out_that_was_dragged_out_of_its_subfolder_is_found_too_and_leaves_no_empty_class(output):
+    move(output, "red/sub/b.png", "green/b.png")
+    move(output, "blue/c.png", "green/c.png")
+    assert {each["file_name"] for each in read_finished(output).records.values()} == {
+        *("red/a.png", "green/sub/b.png", "green/c.png")
+    }
+    assert not (output / "blue").exists()
+
+
 @pytest.mark.parametrize("how", ["another photo's", "two places", "no item"])
 def test_a_cut_out_of_which_nobody_knows_where_it_is_is_gone(output, caplog, how):
     if how == "another photo's":

@@ -314,6 +314,15 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_finds_the_file_of_a_yolo_detector(run, tmp_path):
+    yolo = tmp_path / "mine.pt"
+    code, _, err = run("--dry-run", "--focus", "detector", "--detector", f"yolo:{yolo}")
+    assert (code, "no such .pt" in err) == (2, True)
+    yolo.touch()
+    code, out, _ = run("--dry-run", "--focus", "detector", "--detector", f"yolo:{yolo}")
+    assert (code, "mine.pt (is in place)" in "".join(out.split("\n"))) == (0, True)
+
+
 NO_NETWORK = {"sam2.1_hiera_tiny": PublicCheckpoint("http://127.0.0.1:9/sam2.1_hiera_none.pt", "0" * 64)}
 
 

@@ -403,6 +403,54 @@ def test_a_cut_out_that_was_moved_to_another_item_by_hand_stays_there(tmp_path):
     assert (moved["flags"], other["flags"]) == (["moved by hand"], [])
 
 
+def test_a_cut_out_that_was_dragged_out_of_a_subfolder_onto_another_item_is_of_that_item(tmp_path):
+    fill(tmp_path / "out", photo("berlin/a.jpg"), photo("berlin/b.jpg"), photo("rome/b.jpg"), photo("c.jpg"))
+    (tmp_path / "out" / "dark red").mkdir()
+    for name in ("berlin/a.png", "berlin/b.png", "c.png"):
+        (tmp_path / "out" / "red" / name).rename(tmp_path / "out" / "dark red" / Path(name).name)
+    open_folder(tmp_path / "out").__exit__(None)
+    names = {row["source"]: row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert names == {
+        "berlin/a.jpg": "dark red/berlin/a.png",
+        "berlin/b.jpg": "dark red/berlin/b.png",  # the other b is where it was
+        "rome/b.jpg": "red/rome/b.png",
+        "c.jpg": "dark red/c.png",
+    }
+    assert {path.name for path in (tmp_path / "out" / "red").iterdir()} == {"rome"}
+
+
+def test_of_two_photos_that_a_cut_out_can_be_none_gets_it(tmp_path):
+    fill(tmp_path / "out", photo("berlin/a.jpg"), photo("rome/a.jpg"), photo("b.jpg"), photo("berlin/b.jpg"))
+    (tmp_path / "out" / "dark red").mkdir()
+    (tmp_path / "out" / "red" / "berlin" / "a.png").rename(tmp_path / "out" / "dark red" / "a.png")
+    for name in ("rome/a.png", "berlin/b.png"):
+        (tmp_path / "out" / "red" / name).unlink()
+    with open_folder(tmp_path / "out") as again:
+        assert [again.is_done(photo(name)) for name in ("berlin/a.jpg", "rome/a.jpg", "berlin/b.jpg", "b.jpg")] == [
+            *(False, False, False, True)
+        ]
+    assert (tmp_path / "out" / "dark red" / "a.png").exists()
+
+
+@pytest.mark.parametrize("last", ["moved", "deleted"])
+def test_an_item_that_a_user_has_emptied_is_no_class(tmp_path, last):
+    fill(tmp_path / "out", photo("sub/a.jpg"))
+    (tmp_path / "out" / "dark red" / "sub").mkdir(parents=True)
+    png = tmp_path / "out" / "red" / "sub" / "a.png"
+    png.rename(tmp_path / "out" / "dark red" / "sub" / "a.png") if last == "moved" else png.unlink()
+    open_folder(tmp_path / "out").__exit__(None)
+    assert not (tmp_path / "out" / "red").exists()
+
+
+def test_the_mean_probability_is_of_what_the_model_chose(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
+    (tmp_path / "out" / "dark red").mkdir()
+    (tmp_path / "out" / "red" / "a.png").rename(tmp_path / "out" / "dark red" / "a.png")
+    with open_folder(tmp_path / "out") as again:
+        assert (again.mean_probability("red"), again.mean_probability("red", "dark red")) == (0.75, 0.75)
+        assert math.isnan(again.mean_probability("dark red"))
+
+
 def test_pngs_without_a_record_are_named_at_the_end_of_a_whole_run(tmp_path, caplog):
     fill(tmp_path / "out", photo("a.jpg"))
     write_atomically(tmp_path / "out" / "red" / "stranger.png", encode_png(cut_out(make_image(), None)))

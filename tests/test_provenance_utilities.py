@@ -1,11 +1,15 @@
+import hashlib
 from dataclasses import fields, replace
 
 import pytest
 
+import provenance_utilities
 import random_models
+from checkpoint_utilities import CHECKPOINTS_DIR, PublicCheckpoint
 from config_utilities import Settings
 from device_utilities import Machine
-from provenance_utilities import deciding_settings
+from errors import CheckpointError
+from provenance_utilities import deciding_settings, find_files, with_files
 
 MACHINE = Machine("cpu", "fp32", "cpu", "fp32", 4, 4, compiled=False, threads=2, most_pixels=10**8)
 WEIGHTS = {"clip_weights": "c", "detector_weights": "d"}
@@ -110,3 +114,27 @@ def test_paths_are_the_same_from_any_folder(settings, tmp_path, monkeypatch, cli
 
 def test_an_output_of_before_a_flag_was_invented_goes_on(settings):
     assert not {"focus", "edges", "crop", "check", "strict"} & deciding_settings(settings, MACHINE, WEIGHTS).keys()
+
+
+def test_the_files_that_other_machines_need_are_named_with_their_digests(settings, tmp_path):
+    points, yolo = (tmp_path / "points.csv").rename(tmp_path / "points.CSV"), tmp_path / "mine.pt"
+    yolo.write_bytes(b"boxes")
+    needed = replace(settings, focus=str(points), detector=f"yolo:{yolo}", verify_focus=True)
+    files = find_files(needed)
+    suffixes = {"clip_model": ".pt", "sam_model": ".pt", "sam_config": ".yaml", "focus": ".CSV", "detector": ".pt"}
+    assert {name: path.suffix for name, (path, _) in files.items()} == suffixes
+    assert all(digest == hashlib.sha256(path.read_bytes()).hexdigest() for path, digest in files.values())
+    there = with_files(needed, {name: f"/there/{name}" for name in files})
+    assert (there.focus, there.detector) == ("/there/focus", "yolo:/there/detector")
+    assert find_files(replace(settings, no_sam=True)).keys() == {"clip_model"}
+
+
+@pytest.mark.parametrize("name", ["clip_model", "sam_model"])
+def test_under_a_public_name_another_file_is_not_taken_to_other_machines(settings, tmp_path, monkeypatch, name):
+    public = {"public": PublicCheckpoint(f"http://127.0.0.1:9/{tmp_path.name}.pt", "0" * 64)}
+    monkeypatch.setattr(provenance_utilities, "clip_checkpoints", lambda: public)
+    monkeypatch.setattr(provenance_utilities, "SAM2_CHECKPOINTS", public)
+    (CHECKPOINTS_DIR / f"{tmp_path.name}.pt").write_bytes(b"another")
+    named = replace(settings, **{name: "public"}, sam_config="sam2.1_hiera_t")
+    with pytest.raises(CheckpointError, match="is not the public that was published"):
+        find_files(named)

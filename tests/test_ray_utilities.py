@@ -97,6 +97,17 @@ def test_a_file_that_a_node_lacks_is_fetched_once_and_again_where_it_is_damaged(
     assert Path(_find_or_fetch("/nowhere/sam.pt", digest, fetch)).read_bytes() == content
 
 
+def test_a_file_of_the_same_path_and_other_contents_is_no_substitute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = tmp_path / "sam.pt"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert _find_or_fetch(str(path), digest, lambda _: pytest.fail("fetched")) == str(path)
+    path.write_bytes(b"of last week")
+    copy = Path(_find_or_fetch(str(path), digest, lambda _: b"weights"))
+    assert (copy.read_bytes(), path.read_bytes()) == (b"weights", b"of last week")
+
+
 def test_without_ray_a_run_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
@@ -308,7 +319,8 @@ def refuse():
 
 def test_files_are_carried_by_their_settings(cluster, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"weights")
-    carried = cluster.carry({"sam_model": tmp_path / "model.pt"})
+    digest = hashlib.sha256(b"weights").hexdigest()
+    carried = cluster.carry({"sam_model": (tmp_path / "model.pt", digest)})
     assert isinstance(carried, CarriedFiles)
     assert carried.here() == {"sam_model": str(tmp_path / "model.pt")}
     assert carried._fetch(str(tmp_path / "model.pt")) == b"weights"

@@ -1,14 +1,18 @@
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from config_utilities import PROGRAM_DIR
 from focus_utilities import Focus
 from mask_utilities import Region
 from prompt_utilities import Label
 from record_utilities import (
     METADATA,
+    TEMPORARY,
     Places,
     StoredRecords,
     Thresholds,
@@ -159,8 +163,18 @@ def test_a_folder_without_records_has_no_file_of_them_and_one_that_had_some_has_
     assert (tmp_path / METADATA).read_bytes() == b""
 
 
+def test_two_containers_with_one_process_number_write_under_different_names(tmp_path):
+    code = "import os; os.getpid = lambda: 1; import record_utilities as r; print(r.temporary_name(r.Path('a')).name)"
+    names = [
+        subprocess.run([sys.executable, "-c", code], cwd=PROGRAM_DIR, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert names[0] != names[1]
+    assert all(TEMPORARY.fullmatch(name.strip()) for name in names)
+
+
 def test_temporary_files_of_others_stay(tmp_path):
-    for name in (".tmp-12-3", ".tmp-12-3.png", "my.tmp-12-3"):
+    for name in (".tmp-12-3", ".tmp-12-0123abcd-3", ".tmp-12-3.png", "my.tmp-12-3"):
         (tmp_path / name).touch()
     clear_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-12-3.png", "my.tmp-12-3"]
