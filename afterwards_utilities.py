@@ -44,6 +44,7 @@ from evaluation_utilities import (
 )
 from export_utilities import Captions, check_exports, check_folder, export
 from folder_utilities import Folders, lock_output, name_folders
+from preview_utilities import describe_prompts
 from prompt_utilities import get_prompts, replace_item
 from record_utilities import (
     FAILURE_TYPES,
@@ -58,6 +59,7 @@ from split_utilities import Split, parse_split
 from storage_utilities import is_url
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
+from verdict_utilities import keep_corrections, to_correction
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -94,9 +96,10 @@ def curate(settings: Settings, console: Console) -> bool:
             complete = evaluate_labels(finished, settings, folders, console) and complete
         around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
         made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
-        settings = dataclasses.replace(settings, **made_with)
+        settings = dataclasses.replace(settings, **made_with, decision=finished.settings["decision"])
         redraw_thumbnails(settings, folders, finished, console)
         facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
+        facts["prompts"] = describe_prompts(settings)
         complete &= write_side_products(
             settings,
             folders,
@@ -140,6 +143,13 @@ def relabel_photos(finished: Finished, settings: Settings, console: Console) -> 
         f"{sum(result.changed.values())} of {count_of(result.photos, 'photo')} have another item, "
         f"{result.kept} keep the one that a human gave them, {result.moved_to_review} went to review",
     )
+    if result.replaced:
+        path = keep_corrections(finished.places.output, filter(None, map(to_correction, result.replaced)))
+        _LOGGER.warning(
+            "labels that people gave and that are no item of %s: %d, such as %r of %s; the photos have CLIP's now, "
+            "--undo takes all that back, and %s has the labels for --apply",
+            *(settings.config, len(result.replaced), result.replaced[0]["label"], result.replaced[0]["source"], path),
+        )
 
 
 def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> bool:

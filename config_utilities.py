@@ -122,7 +122,7 @@ class Settings:
     @property
     def exports(self) -> tuple[str, ...]:
         """The formats that are written beside the output."""
-        return (*self.export, *(["masks"] if self.save_masks else []))
+        return tuple(dict.fromkeys((*self.export, *(["masks"] if self.save_masks else []))))
 
     @property
     def thresholds(self) -> Thresholds:
@@ -138,6 +138,11 @@ _OF_FLAGS = (
     *("config", "preset", "list_presets", "log", "given"),
     *("report_only", "apply", "undo", "relabel", "evaluate", "target_precision"),
     *("overwrite", "dry_run"),
+)
+# What nothing comes of where photos are not cut out. In a config file it may stand: for runs that do.
+_OF_CUT_OUTS = (
+    *("background", "refine", "clean_mask", "edges", "feather", "crop", "clip_view"),
+    *("min_area", "max_area", "strict", "save_masks"),
 )
 # What has no flag.
 WORD_LISTS = (*PROMPT_KEYS, *CAPTION_KEYS)
@@ -161,7 +166,8 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     for name, value in flags.items():
         problem = _problem(name, value)
         if problem:
-            raise ConfigError(f"--{name.replace('_', '-')} {_quote(value)}: {problem}")
+            text = ",".join(value) if isinstance(value, tuple) else value
+            raise ConfigError(f"--{name.replace('_', '-')} {_quote(text)}: {problem}")
     preset = flags.get("preset")
     if preset is not None and "config" in flags:
         raise ConfigError(f"--preset {preset}: is a config file of its own; leave out --config, or --preset")
@@ -200,9 +206,16 @@ def _check_together(settings: Settings, flags: Mapping[str, Any]) -> None:
         raise ConfigError(f"--min-mask-score {settings.min_mask_score:g}: SAM 2 is off; leave out --no-sam")
     if settings.no_sam and settings.check:
         raise ConfigError("--check: its views are of the cut-out, and SAM 2 is off; leave out --no-sam")
+
+    def asks_for(name: str) -> bool:
+        return flags.get(name, getattr(Settings, name)) != getattr(Settings, name)
+
     for name in ("padding", "square"):
-        if flags.get(name, getattr(Settings, name)) != getattr(Settings, name) and not settings.crop:
+        if asks_for(name) and not settings.crop:
             raise ConfigError(f"--{name}: nothing is cropped; add --crop")
+    for name in _OF_CUT_OUTS if settings.no_sam else ():
+        if asks_for(name):
+            raise ConfigError(f"--{name.replace('_', '-')}: photos stay uncut, as SAM 2 is off; leave out --no-sam")
     if flags.get("split") is not None and not settings.exports:
         raise ConfigError(f"--split {settings.split}: of what? add --export, or --save-masks")
 

@@ -174,8 +174,9 @@ def read_finished(output: Path) -> Finished:
     finish_revision(places)
     try:
         settings = json.loads((output / RUN).read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("items"), list):
+        if not isinstance(settings, dict) or not all(isinstance(settings.get(key), list) for key in PROMPT_KEYS):
             raise ValueError
+        settings.setdefault("decision", Settings.decision)
     except FileNotFoundError:
         raise OutputError(f"--output {output}: no run has written to it yet; name the output of one") from None
     except (ValueError, RecursionError):
@@ -400,12 +401,14 @@ class Relabelling:
     Attributes:
         changed: Photos per (item before, item after).
         kept: Photos whose label a human has set, and which keep it.
+        replaced: The records, as they were, of photos whose label a human has set, and which is no item any more.
         photos: In all.
         moved_to_review: Photos that are in review and were not.
     """
 
     changed: Counter[tuple[str, str]]
     kept: int
+    replaced: Sequence[Row]
     photos: int
     moved_to_review: int
 
@@ -435,6 +438,7 @@ def relabel(
             f"{sources[int((indices < 0).argmax())]!r}; run over the photos again with --overwrite"
         )
     changed: Counter[tuple[str, str]] = Counter()
+    replaced: list[Row] = []
     kept = to_review = 0
 
     def label_anew() -> Iterator[tuple[Row, Row]]:
@@ -446,13 +450,15 @@ def relabel(
                 by_human = row["label_source"] == "human" and row["label"] in clip_model.items
                 after = _relabelled(finished, row, label, thresholds, by_human=by_human)
                 kept += by_human
+                if row["label_source"] == "human" and not by_human:
+                    replaced.append(row)
                 if row["label"] != after["label"]:
                     changed[row["label"], after["label"]] += 1
                 to_review += finished.places.of(after) == finished.places.review != finished.places.of(row)
                 yield row, after
 
     finished.revise(label_anew(), by=by, settings=settings)
-    return Relabelling(changed, kept, len(sources), to_review)
+    return Relabelling(changed, kept, replaced, len(sources), to_review)
 
 
 def _relabelled(finished: Finished, row: Row, label: Label, thresholds: Thresholds, *, by_human: bool) -> Row:

@@ -33,24 +33,25 @@ import cv2
 import numpy as np
 
 from card_utilities import describe_pictures
+from config_utilities import EXPORTS
 from csv_utilities import format_csv
 from errors import ConfigError, OutputError
 from mask_utilities import bounding_box
 from photo_utilities import open_regular
 from pipeline_utilities import map_ahead
 from png_utilities import read_mask
-from record_utilities import CARD, METADATA, write_atomically
+from record_utilities import BAD_MASK, CARD, METADATA, REVIEW, WRONG, write_atomically
 from split_utilities import SPLIT_NAMES, Split, assign_splits, digest, read_splits, write_splits
 from storage_utilities import Place, RemotePath
 
 _LOGGER = logging.getLogger("sam2vit")
 
-EXPORTS = ("coco", "yolo", "captions", "imagefolder", "masks")
+FORMATS = (*EXPORTS, "masks")
 
 _LIBRARIES = {"coco": ("pycocotools.mask", "pycocotools"), "yolo": ("yaml", "PyYAML")}  # module, package
 _OF_MASKS = ("coco", "yolo", "masks")
 _OF_PHOTOS = ("coco", "yolo")
-_LEFT_OUT = frozenset({"review", "wrong", "bad mask"})
+_LEFT_OUT = frozenset({REVIEW, WRONG, BAD_MASK})
 _NEEDED = ("prompt", "mask_area", "width", "height")  # of a record, beyond what makes it one
 _MARK, _SPLITS = ".export.json", "splits.csv"
 _DIGESTS = ".export-"  # and the format: digests of the files that it has written
@@ -94,7 +95,7 @@ def check_exports(formats: Sequence[str], *, split: Split | None, has_masks: boo
     """Refuses, before a run of hours, what could not be exported after it.
 
     Args:
-        formats: Of `EXPORTS`.
+        formats: Of `FORMATS`.
         split: As `--split` says.
         has_masks: Photos are cut out; not so with `--no-sam`.
 
@@ -104,8 +105,8 @@ def check_exports(formats: Sequence[str], *, split: Split | None, has_masks: boo
     if not has_masks:
         _refuse_masks(formats)
     for name in formats:
-        if name not in EXPORTS:
-            raise ConfigError(f"--export {name}: no such format; choose from {', '.join(EXPORTS)}")
+        if name not in FORMATS:
+            raise ConfigError(f"--export {name}: no such format; choose from {', '.join(FORMATS)}")
         if name == "imagefolder" and split is None:
             raise ConfigError(
                 "--export imagefolder: the output is one already, without splits; add --split 0.8,0.1,0.1 for splits"
@@ -114,13 +115,17 @@ def check_exports(formats: Sequence[str], *, split: Split | None, has_masks: boo
         try:
             importlib.import_module(module)
         except ImportError:
-            raise ConfigError(f"--export {name}: needs {package}; pip install -r requirements-export.txt") from None
+            raise ConfigError(f"{_flag_of(name)}: needs {package}; pip install -r requirements-export.txt") from None
 
 
 def _refuse_masks(formats: Sequence[str]) -> None:
     for name in formats:
         if name in _OF_MASKS:
-            raise ConfigError(f"--export {name}: needs masks, and with --no-sam there are none; leave out one of them")
+            raise ConfigError(f"{_flag_of(name)}: needs masks, and with --no-sam there are none; leave it out")
+
+
+def _flag_of(name: str) -> str:
+    return "--save-masks" if name == "masks" else f"--export {name}"
 
 
 def check_folder(folder: Path, formats: Sequence[str]) -> None:
@@ -219,7 +224,7 @@ def export(
     this one has the old or the new. Files that it has not written, or not so, are never replaced.
 
     Args:
-        formats: Of `EXPORTS`; see `check_exports`.
+        formats: Of `FORMATS`; see `check_exports`.
         rows: Of metadata.jsonl, one for each photo, those in review among them; read once.
         output: The folder that their `file_name` is relative to.
         dataset_dir: The folder that their `source` is relative to. In an object store it is not looked into, and there
@@ -608,7 +613,7 @@ class _Yolo(_Writer):
         unreadable = Counter(ending for ending in endings.values() if ending not in _YOLO_ENDINGS)
         if unreadable:
             kinds = ", ".join(sorted(ending or "no ending" for ending in unreadable))
-            _LOGGER.warning("--export yolo: left out, as ultralytics does not read %s: %d", kinds, unreadable.total())
+            _LOGGER.warning("--export yolo: left out, as not every ultralytics reads %s: %d", kinds, unreadable.total())
         self._stems = _flat_stems([source for source, ending in endings.items() if ending in _YOLO_ENDINGS])
         self._used: set[str] = set()
         for task, kind, split in itertools.product(("segment", "detect"), ("images", "labels"), job.split_names):

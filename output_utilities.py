@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import posixpath
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,12 @@ import numpy as np
 
 from card_utilities import write_cards
 from config_utilities import CAPTION_KEYS, PROMPT_KEYS
-from csv_utilities import format_csv
 from dataset_utilities import PhotoFile, alternative_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
 from folder_utilities import sibling, unwritable
 from record_utilities import (
+    BAD_MASK,
     CARD,
     FAILURE_TYPES,
     FAILURES,
@@ -52,7 +51,7 @@ from record_utilities import (
 )
 from revision_utilities import REVISIONS, finish_revision
 from storage_utilities import Place, RemotePath
-from verdict_utilities import CORRECTIONS, to_correction
+from verdict_utilities import keep_corrections, to_correction
 from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
@@ -432,12 +431,14 @@ class OutputFolder:
         lines = list(filter(None, map(to_correction, iterate_records(self.places))))
         if not lines:
             return
-        path = self.path.with_name(f"{self.path.resolve().name}-corrections-{time.strftime('%Y%m%d-%H%M%S')}.csv")
-        write_atomically(path, format_csv(CORRECTIONS, lines))
+        path = keep_corrections(self.path, lines)
         _LOGGER.warning(
             "%s: what people have said of its photos is kept in %s (lines: %d); after this run, --apply brings it back",
             *(self.path, path, len(lines)),
         )
+        bad = sum(verdict == BAD_MASK for _, _, verdict, _ in lines)
+        if bad:
+            _LOGGER.warning("%s: lines about the masks of before: %d; take out those that are better now", path, bad)
 
     def _delete_earlier_run(self) -> None:
         """Deletes the PNGs that an earlier run recorded, its records, and the folders that are empty then.

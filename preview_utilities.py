@@ -102,7 +102,7 @@ def run_facts(settings: Settings, machine: Machine, files: int) -> dict[str, str
         "SAM 2": "off: photos stay uncut" if settings.no_sam else sam2,
         **({} if settings.focus == "center" else {"focus": _describe_focus(settings)}),
         "CLIP": f"{settings.clip_model} on {machine.clip_device}, {machine.clip_precision}",
-        "prompts": f"{_count_prompts(settings)}, decided by {settings.decision}",
+        "prompts": describe_prompts(settings),
         "output": settings.output,
     }
 
@@ -112,6 +112,11 @@ def _describe_focus(settings: Settings) -> str:
         return settings.focus
     labels = ", ".join(settings.focus_labels or ("anything",))
     return f"{settings.detector}, {labels} from {settings.focus_threshold:g}"
+
+
+def describe_prompts(settings: Settings) -> str:
+    """Returns how many prompts there are, of what, and by which rule they decide."""
+    return f"{_count_prompts(settings)}, decided by {settings.decision}"
 
 
 def _count_prompts(settings: Settings) -> str:

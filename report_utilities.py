@@ -164,7 +164,7 @@ class _Summary:
     """Counts of all records, which pass through it one by one."""
 
     def __init__(self, items: Sequence[str]) -> None:
-        self._items = list(items)
+        self._items = dict.fromkeys(items)  # in their order
         self._flags = [REVIEW]
         self._counts = Counter()
         self._per_item: Counter[tuple[str, bool]] = Counter()
@@ -175,8 +175,7 @@ class _Summary:
         in_review = REVIEW in row["flags"]
         self._counts["review" if in_review else "output"] += 1
         self._per_item[row["label"], in_review] += 1
-        if row["label"] not in self._items:  # of a human
-            self._items.append(row["label"])
+        self._items.setdefault(row["label"])  # a human's may be none of them
         self._flags += [flag for flag in row["flags"] if flag not in self._flags]
         self._histograms["probability"][_bin(row["item_probability"], 0.0)] += 1
         self._histograms["margin"][_bin(row["margin"], -1.0)] += 1
@@ -186,7 +185,7 @@ class _Summary:
         """Returns what the page shows of all photos."""
         counts = {"output": self._counts["output"], "review": self._counts["review"], "all": self._counts.total()}
         return {
-            "items": self._items,
+            "items": list(self._items),
             "flags": self._flags,
             "counts": counts,
             "histograms": self._histograms,
@@ -205,8 +204,13 @@ class _Summary:
             "mask_score": [_rounded(row.get("mask_score")) for row in rows],
             "mask_area": [_rounded(row.get("mask_area")) for row in rows],
             "flags": [sum(bits[flag] for flag in set(row["flags"])) for row in rows],
-            "human": [int(row["label_source"] == "human") for row in rows],
+            "human": [_by_human(row) for row in rows],
         }
+
+
+def _by_human(row: Mapping[str, Any]) -> int:
+    """Returns whose the label is: 0 the model's, 1 a human's, 2 a human's against the model."""
+    return 0 if row["label_source"] != "human" else 1 if row["label"] == row["model_label"] else 2
 
 
 def _rounded(value: float | None) -> float | None:
@@ -239,6 +243,7 @@ def _describe(row: Mapping[str, Any], places: Places) -> dict[str, Any]:
         "name": row["file_name"],
         "source": row["source"],
         "prompt": row["prompt"],
+        "model": row["model_label"],
         "top": [[each["item"], each["probability"]] for each in row["top_items"]],
         "width": row["width"],
         "height": row["height"],

@@ -98,6 +98,7 @@ def make_rows(count: int) -> Iterator[dict[str, Any]]:
             "label": item,
             "source": f"{number // 1000:04}/{number:07}.jpg",
             "label_source": "model",
+            "model_label": item,
             "prompt": f"a photo of a {item} car",
             "item_probability": probability,
             "margin": margin,

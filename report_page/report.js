@@ -18,7 +18,7 @@ const sam2vit = (() => {
   let focusWanted = false;
   let texts = null; // of all rows in lower case, once the text filter has asked for them
   let rebuilt = false; // since this page was opened: other photos are in the chunks than its index says
-  let verdicts = new Map(); // id -> {verdict, item, label, name, source}; the label that it is about, not a later one
+  let verdicts = new Map(); // id -> {verdict, item, label, mask, name, source}; what it is about, not what came later
   let unstored = new Set(); // ids of the verdicts that the storage had no room for
   let history = [];
   let numberById = new Map();
@@ -58,6 +58,8 @@ const sam2vit = (() => {
     return `thumbnails/${id.slice(0, 2)}/${id}.${ending}`;
   };
   const itemOf = (number) => report.items[columns.item[number]];
+  const overruled = (number) => columns.human[number] === 2; // then probability and lead are another item's
+  const maskOf = (number) => `${columns.mask_score[number]} ${columns.mask_area[number]}`;
   const hasFlag = (number, flag) => Boolean((columns.flags[number] >>> report.flags.indexOf(flag)) & 1);
   const flagsOf = (number) => report.flags.filter((flag) => hasFlag(number, flag));
 
@@ -147,7 +149,7 @@ const sam2vit = (() => {
     for (const id of storedIds()) if (!unstored.has(id)) take(id, storage[storageKey(id)]);
   }
 
-  // A verdict on another label than the photo has now is outdated, and as if it were not there.
+  // A verdict on another label or cut-out than the photo has now is outdated, and as if it were not there.
   function take(id, text) {
     let said = null;
     try {
@@ -155,7 +157,8 @@ const sam2vit = (() => {
     } catch { // whoever has written it, it is no verdict
     }
     const number = numberById.get(id);
-    if (number !== undefined && said?.label === itemOf(number)) verdicts.set(id, said);
+    const isOf = (number) => said?.label === itemOf(number) && (said.mask ?? maskOf(number)) === maskOf(number);
+    if (number !== undefined && isOf(number)) verdicts.set(id, said);
     else verdicts.delete(id);
   }
 
@@ -197,7 +200,8 @@ const sam2vit = (() => {
       const id = columns.id[number];
       const label = itemOf(number);
       history.push([id, verdicts.get(id)]);
-      keep(id, { verdict, item: verdict === "right" ? label : item, label, name: row.name, source: row.source });
+      const about = { label, mask: maskOf(number), name: row.name, source: row.source };
+      keep(id, { verdict, item: verdict === "right" ? label : item, ...about });
       const filtered = byId("reviewed").value !== "";
       if (filtered) {
         filter();
@@ -420,7 +424,7 @@ const sam2vit = (() => {
       element("div", { className: "picture" }, cut, photo),
       element("div", { className: "caption" },
         element("span", { className: "label" }, bdi(itemOf(number))),
-        element("span", { className: "sure", text: percent(columns.probability[number]) })),
+        element("span", { className: "sure", text: overruled(number) ? "by a human" : percent(columns.probability[number]) })),
       element("div", { className: "note" }),
     );
     const show = () => {
@@ -525,7 +529,8 @@ const sam2vit = (() => {
     const score = columns.mask_score[number];
     const area = columns.mask_area[number];
     const facts = [
-      ["probability of the item", percent(columns.probability[number])],
+      [overruled(number) ? "model's choice" : "probability of the item",
+        ...(overruled(number) ? [bdi(row.model), ", "] : []), percent(columns.probability[number])],
       ["lead over the next", percent(columns.margin[number])],
       ["prompt", bdi(row.prompt)],
       ["mask score", score === null ? "not cut" : score.toFixed(3)],

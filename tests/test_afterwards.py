@@ -165,6 +165,28 @@ def test_other_prompts_label_anew_what_is_there(done, run, afterwards, config, t
     }
 
 
+def test_labels_of_people_that_are_no_item_any_more_are_kept_beside_the_output(done, afterwards, config, tmp_path):
+    row = records(done)["a.png"]
+    other = "blue" if row["label"] != "blue" else "red"
+    before = config.read_text()
+    line = (row["file_name"], other, "wrong")
+    afterwards("--apply", write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], [line]))
+    config.write_text(json.dumps(json.loads(before) | {"items": ["green", "yellow"]}))
+    out = " ".join(afterwards("--relabel", "--config", config)[1].split())
+    [kept] = tmp_path.glob("out-corrections-*.csv")
+    assert f"labels that people gave and that are no item of {config}: 1, such as '{other}' of a.png;" in out
+    assert dict(index(tmp_path / "out-report")["facts"])["prompts"] == describe(2)
+    config.write_text(before)
+    assert "labels that people gave" not in afterwards("--relabel", "--config", config)[1]
+    assert dict(index(tmp_path / "out-report")["facts"])["prompts"] == describe(3)
+    afterwards("--apply", kept)
+    assert (records(done)["a.png"]["label"], records(done)["a.png"]["label_source"]) == (other, "human")
+
+
+def describe(items):
+    return f"2 prefixes x {items} items x 2 postfixes = {4 * items} prompts, decided by top-prompt"
+
+
 def test_the_labels_are_measured(done, afterwards, config, tmp_path):
     lines = [(source, row["label"]) for source, row in records(done).items()]
     wrong = "blue" if lines[0][1] != "blue" else "red"

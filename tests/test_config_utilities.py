@@ -250,3 +250,7 @@ def test_flags_of_clusters_and_stores_that_do_not_fit_are_refused(flags, message
 def test_a_file_url_is_read_as_its_path():
     settings = read_settings({"dataset_dir": "file:///data/my%20photos", "output": "FILE:///out"})
     assert (settings.dataset_dir, settings.output) == ("/data/my photos", "/out")
+
+
+def test_a_format_that_is_named_twice_is_exported_once():
+    assert Settings(export=("coco", "captions", "coco"), save_masks=True).exports == ("coco", "captions", "masks")

@@ -58,7 +58,9 @@ def output(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(each["source"])
     (output / METADATA).write_text("".join(json.dumps(each) + "\n" for each in records))
-    (output / RUN).write_text(json.dumps({"items": ITEMS, "clip_weights": "x"}))
+    (output / RUN).write_text(
+        json.dumps({"prefixes": ["a"], "items": ITEMS, "postfixes": ["car"], "clip_weights": "x"})
+    )
     return output
 
 
@@ -362,7 +364,7 @@ def test_what_a_human_has_said_stays_where_the_item_is_still_one(output, tmp_pat
     settings = {**finished.settings, "items": ["red", "navy"]}
     result = relabel(finished, Model(["red", "navy"]), thresholds=Thresholds(), settings=settings, by="a test")
     found = records(output)
-    assert result.kept == 1
+    assert (result.kept, [row["source"] for row in result.replaced]) == (1, ["sub/b.jpg"])
     assert (found["a.jpg"]["label"], found["a.jpg"]["label_source"], found["a.jpg"]["model_label"]) == (
         "red",
         "human",
@@ -391,6 +393,9 @@ def test_photos_without_features_are_named(output):
 
 def test_an_output_that_is_none_is_refused(tmp_path):
     with pytest.raises(OutputError, match="no run has written to it yet"):
+        read_finished(tmp_path)
+    Path(tmp_path / RUN).write_text(json.dumps({"items": ITEMS}))
+    with pytest.raises(OutputError, match="is damaged"):
         read_finished(tmp_path)
     Path(tmp_path / RUN).write_text("[")
     with pytest.raises(OutputError, match="is damaged"):

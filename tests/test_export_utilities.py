@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from conftest import make_image, save_photo
 from errors import ConfigError, OutputError
-from export_utilities import EXPORTS, Captions, check_exports, export
+from export_utilities import FORMATS, Captions, check_exports, export
 from mask_utilities import cut_out
 from png_utilities import encode_png
 from program import rows as read_rows
@@ -378,7 +378,7 @@ def test_photos_that_ultralytics_does_not_read_are_counted(finished, caplog):
         finished.add(source, name=f"{source}.png")
     with caplog.at_level(logging.WARNING):
         assert finished.export("yolo")["yolo"] == 1
-    assert caplog.messages == ["--export yolo: left out, as ultralytics does not read .avif, no ending: 2"]
+    assert caplog.messages == ["--export yolo: left out, as not every ultralytics reads .avif, no ending: 2"]
 
 
 def test_labels_lie_on_photos_as_opencv_turns_them(finished):
@@ -487,7 +487,7 @@ def test_photos_that_are_gone_are_counted_and_in_no_export_that_names_them(finis
     for source in ("a.jpg", "b.jpg"):
         finished.add(source)
     (finished.dataset / "b.jpg").unlink()
-    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    counts = finished.export(*FORMATS, split=Split(1, 0, 0))
     of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
     assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 1}
     coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
@@ -505,7 +505,7 @@ def test_names_that_are_no_utf_8_are_in_no_export_that_would_have_to_name_them(f
     save_photo(finished.dataset / os.fsdecode(b"x\xff/caf\xe9.jpg"), 96, 64)
     finished.add("a%FF.jpg")
     finished.add("b.jpg")["source"] = "x%FF/caf%E9.jpg"
-    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
+    counts = finished.export(*FORMATS, split=Split(1, 0, 0))
     of_all = dict.fromkeys(("captions", "imagefolder", "masks"), 2)
     assert counts == {**of_all, "coco": 1, "yolo": 1, "left out": 0, "skipped": 0, "missing": 0}
     [message] = caplog.messages
@@ -536,8 +536,8 @@ def test_without_any_photo_an_export_stays_as_it_was(finished, name, what):
 def test_half_a_record_is_skipped_and_told_of(finished, caplog, key):
     finished.add("a.jpg")
     del finished.add("b.jpg")[key]
-    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
+    counts = finished.export(*FORMATS, split=Split(1, 0, 0))
+    assert counts == {**dict.fromkeys(FORMATS, 1), "left out": 0, "skipped": 1, "missing": 0}
     assert caplog.messages == [f"b.jpg: not exported: its record has no {key}"]
 
 
@@ -545,8 +545,8 @@ def test_half_a_record_is_skipped_and_told_of(finished, caplog, key):
 def test_doubtful_photos_are_in_no_export(finished, flag):
     finished.add("a.jpg")
     finished.add("b.jpg", flags=("small", flag))
-    counts = finished.export(*EXPORTS, split=SPLIT)
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 1, "skipped": 0, "missing": 0}
+    counts = finished.export(*FORMATS, split=SPLIT)
+    assert counts == {**dict.fromkeys(FORMATS, 1), "left out": 1, "skipped": 0, "missing": 0}
     assert not [name for name in finished.tree() if "b" in name.rpartition("/")[2].partition(".")[0].split()]
 
 
@@ -573,8 +573,8 @@ def test_a_photo_without_its_mask_is_skipped_and_told_of(finished, caplog, how, 
     finished.add("b.jpg")
     spoil(finished.output / "red/b.png", how)
     with caplog.at_level(logging.WARNING):
-        counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, 1), "left out": 0, "skipped": 1, "missing": 0}
+        counts = finished.export(*FORMATS, split=Split(1, 0, 0))
+    assert counts == {**dict.fromkeys(FORMATS, 1), "left out": 0, "skipped": 1, "missing": 0}
     assert caplog.messages == [f"b.jpg: not exported: its PNG red/b.png: {reason}"]
 
 
@@ -590,19 +590,20 @@ def test_records_do_not_lead_out_of_their_folders(finished, key, name):
     finished.add("a.jpg")
     finished.add("b.jpg")
     finished.rows[0][key] = name
-    assert finished.export(*EXPORTS, split=SPLIT)["skipped"] == 1
+    assert finished.export(*FORMATS, split=SPLIT)["skipped"] == 1
 
 
 def test_half_a_character_in_a_record_names_no_photo(finished):
     finished.add("a.jpg")
     finished.add("b.jpg")["source"] = "\ud800.jpg"
-    assert finished.export(*EXPORTS, split=SPLIT)["missing"] == 1
+    assert finished.export(*FORMATS, split=SPLIT)["missing"] == 1
 
 
 @pytest.mark.parametrize("name", ["coco", "yolo", "masks"])
 def test_without_masks_there_is_one_line(finished, name):
     finished.add()["mask_area"] = None
-    message = f"--export {name}: needs masks, and with --no-sam there are none; leave out one of them"
+    flag = "--save-masks" if name == "masks" else f"--export {name}"
+    message = f"{flag}: needs masks, and with --no-sam there are none; leave it out"
     with pytest.raises(ConfigError) as caught:
         finished.export(name)
     assert str(caught.value) == message
@@ -857,8 +858,8 @@ def test_hostile_names_come_through_every_format(tmp_path_factory, names):
     sources = [f"{name}.jpg" for name in names if not name.startswith(".")]
     for number, source in enumerate(sources):
         finished.add(source, name=f"{number}.png", mask=np.ones((8, 8), bool), width=8, height=8)
-    counts = finished.export(*EXPORTS, split=Split(1, 0, 0))
-    assert counts == {**dict.fromkeys(EXPORTS, len(sources)), "left out": 0, "skipped": 0, "missing": 0}
+    counts = finished.export(*FORMATS, split=Split(1, 0, 0))
+    assert counts == {**dict.fromkeys(FORMATS, len(sources)), "left out": 0, "skipped": 0, "missing": 0}
     coco = json.loads((finished.folder / "coco/annotations/instances_train.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == sources
     images = list((finished.folder / "yolo/segment/images/train").iterdir())

@@ -68,6 +68,7 @@ def row(source, label, margin, *flags):
         "label": label,
         "source": source,
         "label_source": "model",
+        "model_label": label,
         "prompt": f"a {label} car",
         "item_probability": (1 + margin) / 2,
         "margin": margin,
@@ -422,9 +423,25 @@ def test_a_verdict_on_another_label_or_on_a_photo_that_is_gone_is_none(browser, 
     make_report(tmp_path, rows, draw=False)
     reload(browser)  # what has its label again has its verdict again
     shows(browser, "reviewed-count", "3 reviewed")
+    make_report(tmp_path, [rows[0], {**rows[1], "mask_score": 0.8}, {**rows[2], "mask_area": 0.3}, rows[3]], draw=False)
+    reload(browser)  # nor is it one of a cut-out that has been made anew
+    shows(browser, "reviewed-count", "1 reviewed")
+    assert [line["source"] for line in save(browser)] == ["0.jpg"]
     make_report(tmp_path, rows, draw=False, dataset_dir=tmp_path / "others")
     reload(browser)
     assert text(browser, "reviewed-count") == "0 reviewed"
+    browser.get_log("browser")
+
+
+def test_a_label_of_a_human_has_no_probability_of_the_model(browser, tmp_path):
+    agreed = row("agreed.jpg", "red", 0.3) | {"label_source": "human"}
+    overruled = row("overruled.jpg", "blue", 0.1) | {"label_source": "human", "model_label": "red"}
+    open_page(browser, make_report(tmp_path, [agreed, overruled], draw=False))
+    assert [cell.find_element(By.CLASS_NAME, "sure").text for cell in cells(browser)] == ["by a human", "65.0%"]
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    wait(browser, lambda: "model's choice" in text(browser, "numbers"))
+    assert "red, 55.0%" in text(browser, "numbers")
+    assert "probability of the item" not in text(browser, "numbers")
     browser.get_log("browser")
 
 

@@ -17,6 +17,7 @@ def row(source, label="red", margin=0.5, *flags):
         "label": label,
         "source": source,
         "label_source": "model",
+        "model_label": label,
         "prompt": f"a {label} car",
         "item_probability": 0.75,
         "margin": margin,
@@ -63,6 +64,14 @@ def test_photos_stand_in_the_order_of_doubt(tmp_path):
     assert report["histograms"]["margin"][8] == report["histograms"]["margin"][11] == 1
     assert report["histograms"]["probability"][15] == 3
     assert [each["source"] for each in first_rows(tmp_path, report)] == ["c", "b", "a"]
+
+
+def test_whose_the_labels_are_is_told(tmp_path):
+    corrected = row("b", "blue") | {"label_source": "human", "model_label": "red"}
+    agreed = row("c") | {"label_source": "human"}
+    report = write(tmp_path, [row("a"), corrected, agreed])
+    assert report["columns"]["human"] == [0, 2, 1]
+    assert [each["model"] for each in first_rows(tmp_path, report)] == ["red"] * 3
 
 
 OTHERS = {
