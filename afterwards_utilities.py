@@ -43,7 +43,8 @@ from evaluation_utilities import (
     to_look,
 )
 from export_utilities import Captions, check_exports, check_folder, export
-from folder_utilities import Folders, lock_output, name_folders
+from folder_utilities import Folders, lock_output, name_folders, sibling
+from output_utilities import keep_corrections
 from preview_utilities import describe_prompts
 from prompt_utilities import get_prompts, replace_item
 from record_utilities import (
@@ -55,11 +56,12 @@ from record_utilities import (
     write_atomically,
 )
 from report_utilities import CONFUSION, EVALUATION, LOOKS, forget_evaluation, read_facts, read_looks, write_report
+from revision_utilities import find_revision, finish_revision
 from split_utilities import Split, parse_split
 from storage_utilities import is_url
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
-from verdict_utilities import keep_corrections, to_correction
+from verdict_utilities import to_correction
 
 _LOGGER = logging.getLogger("sam2vit")
 
@@ -69,48 +71,59 @@ def curate(settings: Settings, console: Console) -> bool:
     output = Path(settings.output)
     if not output.is_dir():
         raise OutputError(f"--output {output}: no run has written to it yet; name the output of one")
+    try:
+        with lock_output(output):
+            return _curate(settings, output, console)
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or output}: {error.strerror or error}; mend that, and start the same command again"
+        ) from None
+
+
+def _curate(settings: Settings, output: Path, console: Console) -> bool:
     complete = True
-    with lock_output(output):
-        finished = read_finished(output)
-        if settings.given.get("dataset_dir") != "flag":
-            dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
-            settings = dataclasses.replace(settings, dataset_dir=dataset_dir)
-        folders = name_folders(settings.dataset_dir, settings.output)
-        check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
-        if settings.undo:
-            last = undo(finished)
-            print_line(console, f"Taken back: {last.by}")
-            if last.relabels:
-                forget_evaluation(folders.report)
-            finished = read_finished(output)
-        if settings.apply:
-            counts = apply_corrections(finished, Path(settings.apply))
-            changed = counts.pop("changed")
-            complete = not counts["unknown"]
-            told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-            print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
-        if settings.relabel:
-            relabel_photos(finished, settings, console)
+    begun = finish_revision(Places(output, sibling(output, "review")))
+    finished = read_finished(output)
+    if settings.given.get("dataset_dir") != "flag":
+        dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
+        settings = dataclasses.replace(settings, dataset_dir=dataset_dir)
+    folders = name_folders(settings.dataset_dir, settings.output)
+    check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
+    if settings.undo:
+        # What was interrupted is what the user repeats, and not one more.
+        last = find_revision(finished.places, begun.undoes) if begun and begun.undoes else undo(finished)
+        print_line(console, f"Taken back: {last.by}")
+        if last.relabels:
             forget_evaluation(folders.report)
-        if settings.evaluate:
-            complete = evaluate_labels(finished, settings, folders, console) and complete
-        around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
-        made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
-        settings = dataclasses.replace(settings, **made_with, decision=finished.settings["decision"])
-        redraw_thumbnails(settings, folders, finished, console)
-        facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
-        facts["prompts"] = describe_prompts(settings)
-        complete &= write_side_products(
-            settings,
-            folders,
-            finished.places,
-            finished.items,
-            console,
-            records=finished.records.rows(),
-            count=len(finished.records),
-            facts=facts,
-        )
-        complete &= not (settings.exports and finished.missing)
+        finished = read_finished(output)
+    if settings.apply:
+        counts = apply_corrections(finished, Path(settings.apply))
+        changed = counts.pop("changed")
+        complete = not counts["unknown"]
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        print_line(console, f"{told or 'No corrections'}; {count_of(changed, 'record')} changed")
+    if settings.relabel:
+        relabel_photos(finished, settings, console)
+        forget_evaluation(folders.report)
+    if settings.evaluate:
+        complete = evaluate_labels(finished, settings, folders, console) and complete
+    around = [name for name in CAPTION_KEYS if name in finished.settings and name not in settings.given]
+    made_with = {name: tuple(finished.settings[name]) for name in (*PROMPT_KEYS, *around)}
+    settings = dataclasses.replace(settings, **made_with, decision=finished.settings["decision"])
+    redraw_thumbnails(settings, folders, finished, console)
+    facts = read_facts(folders.report) or {"output": settings.output, "photos": str(folders.dataset)}
+    facts["prompts"] = describe_prompts(settings)
+    complete &= write_side_products(
+        settings,
+        folders,
+        finished.places,
+        finished.items,
+        console,
+        records=finished.records.rows(),
+        count=len(finished.records),
+        facts=facts,
+    )
+    complete &= not (settings.exports and finished.missing)
     return complete
 
 

@@ -21,19 +21,19 @@ from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
 from folder_utilities import sibling
-from output_utilities import moved_record, possible_moves, put_into_subfolders
+from move_utilities import find_moves, moved_record, put_into_subfolders
 from prompt_utilities import Label
 from record_utilities import (
     BAD_MASK,
     COLOUR,
     MOVED,
+    REVIEW,
     RUN,
     VIEW,
     WRONG,
     Places,
     StoredRecords,
     Thresholds,
-    iterate_records,
     label_record,
     review_flags,
 )
@@ -213,17 +213,9 @@ def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]
         items: That cut-outs can have been moved to.
         missing: The sources whose cut-out is not where their record says.
     """
-    moves: dict[str, tuple[Path, str]] = {}
-    put_into_subfolders(StoredRecords(places, lambda row: row["source"] in missing).rows(), places, items)
-    for row in StoredRecords(places, lambda row: row["source"] in missing).rows():
-        there = [(folder, name) for folder, name in possible_moves(row, places, items) if (folder / name).exists()]
-        if len(there) == 1:
-            moves[row["source"]] = there[0]
-    claims = Counter(moves.values())
-    for row in iterate_records(places):
-        if row["source"] not in moves and (places.of(row), row["file_name"]) in claims:
-            claims[places.of(row), row["file_name"]] += 1
-    moves = {source: move for source, move in moves.items() if claims[move] == 1}
+    lost = StoredRecords(places, lambda row: row["source"] in missing)
+    put_into_subfolders(lost.rows(), places, items)
+    moves = find_moves(lost.rows(), places, items, lambda folder, name: (folder / name).exists())
     moved = revise(
         places,
         (
@@ -271,7 +263,7 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
 
     Returns:
         The lines per verdict, `unknown` for names that no photo has, `outdated` where the label that is wrong is no
-        longer the photo's, and `changed`, the records that are other now.
+        longer the photo's, or the one that is right no longer an item, and `changed`, the records that are other now.
 
     Raises:
         ConfigError: It can't be read, contradicts itself, or has a verdict or an item that there is not.
@@ -289,7 +281,9 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
             _LOGGER.warning("%s: %s: no photo of this output; left out", path, name)
             continue
         row = finished.records[source]
-        if verdict.verdict == WRONG and not item and verdict.seen(row["label"]) != row["label"]:
+        truth = verdict.truth(row["label"])
+        is_none = truth not in (None, row["label"], *finished.items)  # right, of a label that is no item any more
+        if is_none or (verdict.verdict == WRONG and not item and verdict.seen(row["label"]) != row["label"]):
             counts["outdated"] += 1
             continue
         counts[verdict.verdict] += 1
@@ -303,7 +297,7 @@ def apply_corrections(finished: Finished, path: Path) -> Counter[str]:
 
 
 def _corrected(finished: Finished, row: Row, verdict: Verdict) -> Row:
-    flags = [flag for flag in row["flags"] if flag not in (WRONG, BAD_MASK)]
+    flags = [flag for flag in row["flags"] if flag not in (WRONG, BAD_MASK, REVIEW)]
     item = verdict.truth(row["label"])
     if item is None or verdict.verdict == BAD_MASK:
         flags.append(verdict.verdict)  # the verdicts that doubt have the names of their flags

@@ -123,8 +123,9 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
     from afterwards_utilities import check_side_products
     from folder_utilities import check_folders, lock_output
-    from record_utilities import clear_temporaries
+    from record_utilities import Places, clear_temporaries
     from report_utilities import forget_evaluation
+    from revision_utilities import finish_revision
     from thumbnail_utilities import forget_thumbnails
 
     check_side_products(settings, has_masks=not settings.no_sam)
@@ -134,6 +135,8 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     with lock_output(folders.output) as lost:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
+        if not settings.overwrite:  # first of all: it may change what the plan is checked against
+            finish_revision(Places(folders.output, folders.review))
         if settings.overwrite:
             forget_evaluation(folders.report)
             forget_thumbnails(folders.report)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-import posixpath
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,24 +19,25 @@ import numpy as np
 
 from card_utilities import write_cards
 from config_utilities import CAPTION_KEYS, PROMPT_KEYS
+from csv_utilities import format_csv
 from dataset_utilities import PhotoFile, alternative_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
 from folder_utilities import sibling, unwritable
+from move_utilities import find_moves, find_pngs, moved_record, possible_moves, put_into_subfolders
 from record_utilities import (
     BAD_MASK,
     CARD,
     FAILURE_TYPES,
     FAILURES,
     METADATA,
-    MOVED,
     RECORD_TYPES,
     REVIEW,
     RUN,
-    TEMPORARY,
     AppendedFile,
     Places,
     Thresholds,
+    append_records,
     delete_file,
     is_sound,
     iterate_lines,
@@ -51,7 +52,7 @@ from record_utilities import (
 )
 from revision_utilities import REVISIONS, finish_revision
 from storage_utilities import Place, RemotePath
-from verdict_utilities import keep_corrections, to_correction
+from verdict_utilities import CORRECTIONS, to_correction
 from writer_utilities import CutOutWriter, copy_aside
 
 _LOGGER = logging.getLogger("sam2vit")
@@ -114,12 +115,13 @@ class OutputFolder:
         self._sure: Counter[str] = Counter()  # how many they are sums of
         try:
             output.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(*([OutputError] if overwrite else [])):  # of a log that is damaged
+                finish_revision(self.places)  # first: it may change what the settings are, and what people have said
             if overwrite:
                 self._delete_earlier_run()
             else:
                 refuse_other_settings(output, run_settings, settled=settled)
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
-            finish_revision(self.places)
             self._orphans = self._take_stock()
             self._write_cards()
             self._metadata = {output: open_to_append(output / METADATA)}
@@ -211,7 +213,8 @@ class OutputFolder:
             self._features.append(row["source"], features)
         self._metadata_of(row).append(to_line(row))
         self._count(row)
-        self._failures.pop(row["source"], None)
+        if self._failures.pop(row["source"], None) and self._unknown is not None:
+            (self._unknown / row["source"]).unlink(missing_ok=True)  # it has a subject after all
 
     def fail(self, source: str, reason: str, *, stage: str) -> None:
         """Records a photo that can't be done; the next run tries it again."""
@@ -236,7 +239,7 @@ class OutputFolder:
         recorded = {(folder, row["file_name"]) for folder in self.places for row in iterate_records([folder])}
         kept = recorded | self._orphans
         for folder in self.places:
-            for file in _find_pngs(folder):
+            for file in find_pngs(folder):
                 if (folder, file) not in kept:
                     (folder / file).unlink(missing_ok=True)
 
@@ -329,7 +332,9 @@ class OutputFolder:
             left: set[Place] = set()  # folders that a user has taken cut-outs out of
             if put_into_subfolders(self._find_lost(found, left), self.places, self._items):
                 found = self._find_all()
-            self._mend_records(found)
+            lost = self._find_lost(found, left)
+            moves = find_moves(lost, self.places, self._items, lambda place, file: (place, file) in found)
+            self._mend_records(found, moves)
             for folder in left:
                 remove_empty(folder, self.places)
         failures = filter(None, iterate_lines(self.path / FAILURES, FAILURE_TYPES))
@@ -338,17 +343,19 @@ class OutputFolder:
         return found - self._recorded
 
     def _find_all(self) -> set[tuple[Place, str]]:
-        return {(folder, file) for folder in self.places for file in _find_pngs(folder)}
+        return {(folder, file) for folder in self.places for file in find_pngs(folder)}
 
-    def _is_at(self, row: Mapping[str, Any], found: set[tuple[Place, str]]) -> bool:
-        return (self.places.of(row), row["file_name"]) in found
+    def _is_at(self, row: Mapping[str, Any], folder: Place, found: set[tuple[Place, str]]) -> bool:
+        """Whether a record of a folder says where its cut-out is."""
+        return self.places.of(row) == folder and (folder, row["file_name"]) in found
 
     def _find_lost(self, found: set[tuple[Place, str]], left: set[Place]) -> Iterator[dict[str, Any]]:
         """Yields the records whose cut-out is not in its place, and notes the folders where these are."""
-        for row in iterate_records(self.places):
-            if not self._is_at(row, found):
-                left.add(self.places.png(row).parent)
-                yield row
+        for folder in self.places:
+            for row in iterate_records([folder]):
+                if not self._is_at(row, folder, found):
+                    left.add((folder / row["file_name"]).parent)
+                    yield row
 
     def _count_records(self, found: set[tuple[Place, str]]) -> bool:
         """Notes the records of an output without holding them; returns whether they are as a run leaves them.
@@ -362,7 +369,7 @@ class OutputFolder:
                     row is None
                     or not is_sound(row)
                     or row["source"] in self._done
-                    or self._settle(row, folder, found) is not row
+                    or not self._is_at(row, folder, found)
                 ):
                     self._done, self._recorded = {}, set()
                     self.counts.clear()
@@ -378,13 +385,13 @@ class OutputFolder:
         self._recorded.add((self.places.of(row), row["file_name"]))
         self._count(row)
 
-    def _mend_records(self, found: set[tuple[Place, str]]) -> None:
+    def _mend_records(self, found: set[tuple[Place, str]], moves: Mapping[str, tuple[Place, str]]) -> None:
         """Lets the files hold just the records whose PNG is there, each in the folder where that is, and notes them."""
         last: dict[str, int] = {}  # where the record of a source stands that counts, where it has several
         arrived: dict[Place, dict[int, dict[str, Any]]] = {folder: {} for folder in self.places}
         moved = 0
         for folder in self.places:
-            for position, row, settled in self._settled_records(folder, found):
+            for position, row, settled in self._settled_records(folder, found, moves):
                 moved += settled is not row
                 last[settled["source"]] = position
                 if self.places.of(settled) != folder:
@@ -393,31 +400,28 @@ class OutputFolder:
             _LOGGER.warning("%s: cut-outs moved to another item by hand: %d; that stands", self.path, moved)
 
         def records_of(folder: Place) -> Iterator[dict[str, Any]]:
-            own = ((position, settled) for position, _, settled in self._settled_records(folder, found))
+            own = ((position, settled) for position, _, settled in self._settled_records(folder, found, moves))
             for position, row in itertools.chain(own, arrived[folder].items()):
                 if self.places.of(row) == folder and last[row["source"]] == position:
                     self._note(row)
                     yield row
 
+        for folder, others in arrived.items():  # first, so that a kill never leaves them in neither file
+            append_records(folder, others.values())
         for folder in self.places:
             write_records(folder, records_of(folder))
 
     def _settled_records(
-        self, folder: Place, found: set[tuple[Place, str]]
+        self, folder: Place, found: set[tuple[Place, str]], moves: Mapping[str, tuple[Place, str]]
     ) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
         """Yields the records of a folder whose PNG is somewhere: a number for each, the record, and it settled."""
         folders = tuple(self.places)
         for number, row in enumerate(iterate_records([folder])):
-            settled = self._settle(row, folder, found)
-            if settled is not None:
-                yield number * len(folders) + folders.index(folder), row, settled
-
-    def _settle(self, row: dict[str, Any], folder: Place, found: set[tuple[Place, str]]) -> dict[str, Any] | None:
-        """Returns a record of a folder so that it says where its PNG is; None where that is gone."""
-        if self.places.of(row) == folder and self._is_at(row, found):
-            return row
-        there = [each for each in possible_moves(row, self.places, self._items) if each in found]
-        return moved_record(row, *there[0], self.places) if len(there) == 1 else None
+            position = number * len(folders) + folders.index(folder)
+            if self._is_at(row, folder, found):
+                yield position, row, row
+            elif row["source"] in moves:
+                yield position, row, moved_record(row, *moves[row["source"]], self.places)
 
     def _write_failures(self) -> None:
         rows = sorted(self._failures.values(), key=lambda row: row["source"])  # in whatever order they came
@@ -460,73 +464,11 @@ class OutputFolder:
                     Path(each).rmdir()
 
 
-def possible_moves(row: Mapping[str, Any], places: Places, items: Sequence[str]) -> list[tuple[Place, str]]:
-    """Returns where a user can have moved the cut-out of a record to, each as (folder, path in it)."""
-    name = row["file_name"].partition("/")[2]
-    return [(place, f"{item}/{name}") for place in places for item in items]
-
-
-def put_into_subfolders(lost: Iterable[Mapping[str, Any]], places: Places, items: Sequence[str]) -> int:
-    """Puts cut-outs that lie right in an item's folder back into subfolders there, and returns how many.
-
-    Whoever drags red/berlin/a.png onto the folder blue means blue/berlin/a.png, where `possible_moves` expects it.
-
-    Args:
-        lost: Records whose cut-out is not in its place.
-        places: Of the output.
-        items: That cut-outs can have been moved to.
-    """
-    wanted: dict[str, set[str]] = {}  # by its last part, the names without the item
-    for row in lost:
-        name = row["file_name"].partition("/")[2]
-        if posixpath.basename(name) != name:
-            wanted.setdefault(posixpath.basename(name), set()).add(name)
-    if not wanted or isinstance(places.output, RemotePath):
-        return 0
-    there: dict[str, list[tuple[Place, str]]] = {}
-    for place, item in itertools.product(places, items):
-        with contextlib.suppress(OSError):  # there is no such folder
-            for name in wanted.keys() & {path.name for path in Path(place / item).iterdir()}:
-                there.setdefault(name, []).append((place, item))
-    sure = {(found[0][0], f"{found[0][1]}/{name}") for name, found in there.items() if len(found) == 1}
-    for row in iterate_records(places):
-        sure.discard((places.of(row), row["file_name"]))  # it is another photo's
-    moved = 0
-    for place, file in sure:
-        item, _, base = file.partition("/")
-        whole = [place / item / name for name in wanted[base]]
-        if len(whole) == 1 and not whole[0].exists():
-            whole[0].parent.mkdir(parents=True, exist_ok=True)
-            (place / file).rename(whole[0])
-            moved += 1
-    return moved
-
-
-def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:
-    """Returns the record of a cut-out that a user has moved: its item is a human's word."""
-    flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
-    return {
-        **row,
-        "file_name": file_name,
-        "label": file_name.partition("/")[0],
-        "label_source": "human",
-        "flags": [*flags, MOVED, *([REVIEW] if place == places.review else [])],
-    }
-
-
-def _find_pngs(folder: Place) -> set[str]:
-    """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed."""
-    if isinstance(folder, RemotePath):
-        return {str(path.relative_to(folder)) for path in folder.walk() if path.suffix == ".png"}
-    found: set[str] = set()
-    for each, _, files in os.walk(folder):
-        for file in files:
-            path = Path(each, file)
-            if TEMPORARY.fullmatch(file):
-                path.unlink(missing_ok=True)
-            elif file.endswith(".png"):
-                found.add(path.relative_to(folder).as_posix())
-    return found
+def keep_corrections(output: Place, lines: Iterable[tuple[str, str, str, str]]) -> Place:
+    """Writes lines of `to_correction` into a new file beside an output, for `--apply`, and returns its path."""
+    path = sibling(output, f"corrections-{time.strftime('%Y%m%d-%H%M%S')}.csv")
+    write_atomically(path, format_csv(CORRECTIONS, lines))
+    return path
 
 
 def refuse_other_settings(
@@ -603,6 +545,8 @@ def _earlier_settings(output: Place) -> dict[str, Any] | None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise OutputError(f"{path}: can't be read: {error.strerror}; mend its permissions") from None
     except (ValueError, RecursionError):
         earlier = None
     if not isinstance(earlier, dict):

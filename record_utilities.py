@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,8 @@ def review_flags(row: Mapping[str, Any], thresholds: Thresholds) -> list[str]:
     ]
     kept = [flag for flag in row.get("flags", []) if flag != REVIEW and flag not in _LOW.values()]
     reasons = [*low, *(flag for flag in kept if flag in (WRONG, BAD_MASK))]
+    if MOVED in kept and REVIEW in row.get("flags", []):  # a user has moved it there
+        reasons.append(MOVED)
     if thresholds.strict and row.get("label_source") != "human":
         reasons += [flag for flag in kept if flag in (VIEW, COLOUR)]
     return [*kept, *low, *([REVIEW] if reasons else [])]
@@ -179,7 +181,8 @@ def is_sound(row: dict[str, Any]) -> bool:
         numbers += [row[key] for key in ("mask_score", "mask_area") if row[key] is not None]
         texts = [row["model_label"], row["label_source"], *row["flags"], *(each["item"] for each in top_items)]
         return (
-            isinstance(row["flags"], list)
+            _is_inside(row["label"], row["file_name"], row["source"])
+            and isinstance(row["flags"], list)
             and all(isinstance(text, str) for text in texts)
             and all(abs(number) < _MOST for number in numbers)  # NaN is not
             and 0 < row["width"] < _MOST
@@ -188,6 +191,18 @@ def is_sound(row: dict[str, Any]) -> bool:
         )
     except (KeyError, TypeError):
         return False
+
+
+def _is_inside(label: str, file_name: str, source: str) -> bool:
+    """Whether a record names a cut-out in its item's folder, and a photo in the dataset, and nothing elsewhere."""
+    parts = {*file_name.replace("\\", "/").split("/"), *source.split("/")}
+    return (
+        not parts & {".", ".."}
+        and label not in ("", ".", "..")
+        and not set(label) & {"/", "\\", ":"}
+        and file_name.startswith(f"{label}/")
+        and not source.startswith("/")
+    )
 
 
 def _complete(row: dict[str, Any]) -> None:
@@ -258,6 +273,14 @@ def write_records(folder: Place, rows: Iterable[Mapping[str, Any]]) -> None:
         replace_file(folder / METADATA, itertools.chain([first], lines))
 
 
+def append_records(folder: Place, rows: Collection[Mapping[str, Any]]) -> None:
+    """Appends records, where there are any, to a folder's metadata.jsonl."""
+    if rows:
+        with contextlib.closing(open_to_append(folder / METADATA)) as file:
+            file.append(b"".join(map(to_line, rows)))
+            file.sync()
+
+
 def replace_file(path: Place, data: bytes | Iterable[bytes]) -> None:
     """Lets a file that pieces are appended to hold just these bytes, or pieces; it is not open meanwhile."""
     if isinstance(path, RemotePath):
@@ -267,7 +290,7 @@ def replace_file(path: Place, data: bytes | Iterable[bytes]) -> None:
 
 def remove_empty(folder: Place, places: Places) -> None:
     """Removes a folder of an output and those around it as far as they are empty: readers take each for a class."""
-    while not isinstance(folder, RemotePath) and folder not in places:
+    while not isinstance(folder, RemotePath) and any(place in folder.parents for place in places):
         try:
             folder.rmdir()
         except OSError:  # it isn't empty, or it is gone

@@ -319,8 +319,11 @@ def _delete_from(data: Place, count: int) -> None:
 
 def forget_evaluation(folder: Place) -> None:
     """Deletes what an evaluation has left: it is of other labels than those that are there now."""
-    for name in (EVALUATION, CONFUSION, *PICTURES):
-        (folder / name).unlink(missing_ok=True)
+    try:
+        for name in (EVALUATION, CONFUSION, *PICTURES):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: can't be written: {error.strerror}; mend that") from None
 
 
 def read_looks(folder: Place) -> list[str]:

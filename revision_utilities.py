@@ -164,20 +164,20 @@ def revise(
     return count
 
 
-def finish_revision(places: Places) -> None:
-    """Finishes the last revision where a kill or a full disk has interrupted it.
+def finish_revision(places: Places) -> Revision | None:
+    """Finishes the last revision where a kill or a full disk has interrupted it, and returns it.
 
     Raises:
         OutputError: The output can't be written.
     """
     path = places.output / REVISIONS
     if _is_finished(path):
-        return
+        return None
     *_, (last, end) = _parse(path)
     try:
         os.truncate(path, end)
         if last is None:
-            return
+            return None
         _make(places, last)
         log = AppendedFile(path)
     except OSError as error:
@@ -185,11 +185,17 @@ def finish_revision(places: Places) -> None:
     with contextlib.closing(log):
         log.append(to_line({"revision": last.number, "done": True}))
         log.sync()
+    return last
 
 
 def read_revisions(places: Places) -> list[Revision]:
     """Returns the revisions of an output, the oldest first."""
     return [revision for revision, _ in _parse(places.output / REVISIONS) if revision is not None]
+
+
+def find_revision(places: Places, number: int) -> Revision:
+    """Returns the revision with a number."""
+    return next(each for each in read_revisions(places) if each.number == number)
 
 
 def to_undo(places: Places) -> Revision | None:

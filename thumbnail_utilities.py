@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from errors import NotAPhotoError, PhotoError
+from errors import NotAPhotoError, OutputError, PhotoError
 from mask_utilities import crop as crop_image
 from photo_utilities import MAX_PIXELS, read_photo
 from pipeline_utilities import map_ahead
@@ -81,8 +81,12 @@ def save_thumbnails(
 def forget_thumbnails(folder: Place) -> None:
     """Deletes the thumbnails of a report on a disk, whose photos may be others by now; in a store they are replaced."""
     if not isinstance(folder, RemotePath):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             shutil.rmtree(folder / THUMBNAILS)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{folder / THUMBNAILS}: can't be deleted: {error.strerror}; mend that") from None
 
 
 def redraw_missing(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import Any
 
 import csv_utilities
 from errors import ConfigError
-from record_utilities import BAD_MASK, WRONG, write_atomically
-from storage_utilities import Place
+from record_utilities import BAD_MASK, WRONG
 
 RIGHT = "right"
 CORRECTIONS = ("file_name", "item", "verdict", "source")  # columns
@@ -115,13 +113,6 @@ def to_correction(row: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
     item = row["label"] if row["label_source"] == "human" else ""
     doubt = next((flag for flag in (BAD_MASK, WRONG) if flag in row["flags"]), None)
     return (row["file_name"], item, doubt or RIGHT, row["source"]) if item or doubt else None
-
-
-def keep_corrections(output: Place, lines: Iterable[tuple[str, str, str, str]]) -> Place:
-    """Writes lines of `to_correction` into a new file beside an output, for `--apply`, and returns its path."""
-    path = output.with_name(f"{output.resolve().name}-corrections-{time.strftime('%Y%m%d-%H%M%S')}.csv")
-    write_atomically(path, csv_utilities.format_csv(CORRECTIONS, lines))
-    return path
 
 
 def to_item(text: str) -> str:

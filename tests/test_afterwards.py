@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import main
+import revision_utilities
 from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
 from png_utilities import read_mask
@@ -185,6 +186,49 @@ def test_labels_of_people_that_are_no_item_any_more_are_kept_beside_the_output(d
 
 def describe(items):
     return f"2 prefixes x {items} items x 2 postfixes = {4 * items} prompts, decided by top-prompt"
+
+
+def test_an_undo_that_was_interrupted_takes_back_no_more_than_itself(done, afterwards, tmp_path, monkeypatch):
+    first, second = list(records(done).values())[:2]
+    for number, row in enumerate((first, second)):
+        lines = [(row["file_name"], "", "wrong")]
+        afterwards("--apply", write_csv(tmp_path / f"{number}.csv", ["file_name", "item", "verdict"], lines))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(revision_utilities, "_make", stop)
+        assert afterwards("--undo")[0] == 130
+    code, out, _ = afterwards("--undo")
+    assert (code, f"Taken back: --apply {tmp_path / '1.csv'}" in "".join(out.split("\n"))) == (0, True)
+    assert records(tmp_path / "out-review").keys() == {first["source"]}
+    assert records(done)[second["source"]] == second
+    assert "0.csv" in afterwards("--undo")[1]
+    assert records(done)[first["source"]] == first
+
+
+@pytest.mark.parametrize(
+    "flags", [("--relabel", "--config"), ("--evaluate",), ("--report-only", "--export", "captions")]
+)
+def test_a_folder_that_can_not_be_written_is_one_line(done, afterwards, config, tmp_path, flags):
+    shutil.rmtree(tmp_path / "out-report")
+    for name in ("out-report", "out-export"):
+        (tmp_path / name).write_text("in the way")
+    labels = [(source, row["label"]) for source, row in records(done).items()]
+    argument = {
+        "--config": config,
+        "--evaluate": write_csv(tmp_path / "l.csv", ["file_name", "item"], labels),
+    }.get(flags[-1])
+    code, _, err = afterwards(*flags, *filter(None, [argument]))
+    assert (code, err.count("\n"), f"{tmp_path}/out-" in err) == (2, 1, True), err
+
+
+def test_an_unreadable_file_of_settings_is_one_line(done, afterwards, run):
+    (done / ".run.json").unlink()
+    (done / ".run.json").mkdir()
+    for code, _, err in (afterwards("--report-only"), run(), run("--dry-run")):
+        assert (code, err.count("\n"), ".run.json: " in err) == (2, 1, True), err
 
 
 def test_the_labels_are_measured(done, afterwards, config, tmp_path):

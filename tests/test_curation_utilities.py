@@ -474,3 +474,31 @@ def test_records_are_not_held_in_memory(output):
     peak = peak_of(revise_and_undo, output, [each["file_name"] for each in many[::10]])
     assert len(records(output)) == 3000
     assert peak < 1000 * 3000  # bytes; 10,000 each when they were held as dictionaries
+
+
+@pytest.mark.parametrize("label", ["..", "black"])
+def test_what_is_right_of_no_item_changes_nothing(output, tmp_path, label):
+    (tmp_path / "a.png").write_text("an original")
+    path = tmp_path / "corrections.csv"
+    path.write_bytes(format_csv(["file_name", "item", "verdict", "source"], [(f"{label}/a.png", "", "right", "a.jpg")]))
+    before = records(output)
+    assert apply_corrections(read_finished(output), path) == {"outdated": 1, "changed": 0}
+    assert (records(output), (tmp_path / "a.png").read_text()) == (before, "an original")
+
+
+def test_what_was_put_into_review_by_hand_stays_there_until_it_is_called_right(output, tmp_path):
+    move(output, "red/a.png", "../out-review/red/a.png")
+    finished = read_finished(output)
+    assert finished.records["a.jpg"]["label_source"] == "model"  # nobody has said that it is red
+    set_thresholds(finished, Thresholds(item_probability=0.1), by="a test")
+    assert records(tmp_path / "out-review")["a.jpg"]["flags"] == ["moved by hand", "review"]
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "", "right")))
+    assert records(output)["a.jpg"]["flags"] == ["moved by hand"]
+
+
+def test_a_cut_out_that_is_gone_is_not_that_of_another_photo(output):
+    with (output / METADATA).open("a") as file:
+        file.write(json.dumps(row("c.webp", "green") | {"file_name": "green/c.png"}) + "\n")
+    assert read_finished(output).missing == {"c.webp"}  # blue/c.png is another photo's
+    move(output, "blue/c.png", "red/c.png")
+    assert read_finished(output).missing == {"c.jpg", "c.webp"}  # either's

@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import threading
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+import output_utilities
+import revision_utilities
 import writer_utilities
 from config_utilities import Settings
 from conftest import make_image
@@ -23,7 +26,8 @@ from output_utilities import OutputFolder, refuse_other_settings
 from png_utilities import encode_png, read_mask
 from program import peak_of
 from prompt_utilities import Label
-from record_utilities import RUN, StoredRecords, Thresholds, iterate_records, photo_record, write_atomically
+from record_utilities import RUN, Places, StoredRecords, Thresholds, iterate_records, photo_record, write_atomically
+from revision_utilities import REVISIONS, revise
 
 ITEMS = ("red", "dark red", "train")
 SETTINGS = {"margin": 0.05, "items": ITEMS}
@@ -735,3 +739,108 @@ def test_mending_holds_no_records_in_memory(tmp_path):
     peak = peak_of(go_on_with, tmp_path / "out")
     assert len(rows(metadata)) == 3000
     assert peak < 1500 * 3000  # bytes; 4,800 each when they were held as dictionaries
+
+
+def test_an_item_that_is_a_link_to_another_disk_keeps_its_cut_outs(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / "red").rename(tmp_path / "disk")
+    (tmp_path / "out" / "red").symlink_to(tmp_path / "disk")
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("a.jpg"))
+
+
+def test_an_item_that_can_not_be_read_ends_the_run_before_its_photos_are_done_again(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"))
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "red":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OutputError, match=r"out/red: can't be read: Permission denied; mend that"):
+        open_folder(tmp_path / "out")
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 1
+
+
+def test_of_two_photos_of_one_name_the_one_that_was_moved_has_its_cut_out(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    fill(tmp_path / "out", photo("a.jpeg", "a.png"), item="dark red")
+    (tmp_path / "out" / "train").mkdir()
+    (tmp_path / "out" / "dark red" / "a.png").rename(tmp_path / "out" / "train" / "a.png")
+    open_folder(tmp_path / "out").__exit__(None)
+    names = {row["source"]: row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl")}
+    assert names == {"a.jpg": "red/a.png", "a.jpeg": "train/a.png"}
+    (tmp_path / "out" / "red" / "a.png").unlink()
+    open_folder(tmp_path / "out").__exit__(None)
+    assert [row["source"] for row in rows(tmp_path / "out" / "metadata.jsonl")] == ["a.jpeg"]
+
+
+def test_a_kill_between_the_files_loses_no_record_of_what_was_moved(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
+    (tmp_path / "out-review" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "red" / "a.png").rename(tmp_path / "out-review" / "train" / "a.png")
+    write = output_utilities.write_records
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            output_utilities, "write_records", lambda *a: write(*a) if a[0].name == "out" else pytest.fail("killed")
+        )
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            open_folder(tmp_path / "out")
+    with open_folder(tmp_path / "out") as again:
+        assert again.is_done(photo("a.jpg"))
+        assert (again.counts, again.in_review) == ({"red": 1}, {"train": 1})
+
+
+def test_a_revision_that_was_cut_off_is_finished_before_anything_is_compared(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"))
+    places = Places(tmp_path / "out", tmp_path / "out-review")
+    [row] = iterate_records(places)
+    corrected = row | {"file_name": "train/a.png", "label": "train", "label_source": "human"}
+    after = SETTINGS | {"items": ["train"]}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(revision_utilities, "_make", stop)
+        with pytest.raises(KeyboardInterrupt):
+            revise(places, [(row, corrected)], by="a test", settings=(SETTINGS, after))
+    again = shutil.copytree(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(OutputError, match="was made with other settings: items was"):
+        open_folder(tmp_path / "out")
+    open_folder(again, overwrite=True).__exit__(None)
+    [kept] = tmp_path.glob("again-corrections-*.csv")
+    assert "train/a.png,train,right,a.jpg" in kept.read_text()
+
+
+def test_a_damaged_log_of_revisions_does_not_keep_one_from_starting_over(tmp_path):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / REVISIONS).write_text("x\ny\nz\n")
+    with pytest.raises(OutputError, match="is damaged at line 1"):
+        open_folder(tmp_path / "out")
+    open_folder(tmp_path / "out", overwrite=True).__exit__(None)
+    assert rows(tmp_path / "out" / "metadata.jsonl") == []
+
+
+def test_the_corrections_of_the_folder_that_one_is_in_are_kept_beside_it(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"))
+    (tmp_path / "out" / "train").mkdir()
+    (tmp_path / "out" / "red" / "a.png").rename(tmp_path / "out" / "train" / "a.png")
+    open_folder(tmp_path / "out").__exit__(None)
+    monkeypatch.chdir(tmp_path / "out")
+    open_folder(Path(), overwrite=True).__exit__(None)
+    assert len(list(tmp_path.glob("out-corrections-*.csv"))) == 1
+
+
+def test_a_photo_that_has_a_subject_after_all_is_not_set_aside_any_more(tmp_path):
+    unknown = tmp_path / "out-unknown"
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    aside = PhotoFile(path=tmp_path / "a.jpg", source="a.jpg", name="a.png")
+    with open_folder(tmp_path / "out", unknown=unknown) as output:
+        output.set_aside(aside)
+        output.fail("a.jpg", "no subject: none", stage="focus")
+    assert (unknown / "a.jpg").exists()
+    fill(tmp_path / "out", photo("a.jpg"), unknown=unknown)
+    assert not (unknown / "a.jpg").exists()

@@ -19,6 +19,7 @@ from record_utilities import (
     clear_temporaries,
     iterate_records,
     photo_record,
+    remove_empty,
     review_flags,
     write_atomically,
     write_records,
@@ -122,7 +123,7 @@ def test_records_of_earlier_versions_get_the_keys_that_they_lack(tmp_path):
 
 def stored(folder, *rows):
     folder.mkdir(exist_ok=True)
-    lines = [{**OLD, "file_name": f"red/{each['source']}", **each} for each in rows]
+    lines = [{**OLD, "file_name": f"{each.get('label', 'red')}/{each['source']}", **each} for each in rows]
     (folder / METADATA).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return folder
 
@@ -178,3 +179,31 @@ def test_temporary_files_of_others_stay(tmp_path):
         (tmp_path / name).touch()
     clear_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-12-3.png", "my.tmp-12-3"]
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"file_name": "/tmp/a.png"},
+        {"file_name": "red/../../a.png"},
+        {"file_name": "red\\..\\..\\a.png"},
+        {"file_name": "blue/a.png"},
+        {"label": "..", "file_name": "../a.png"},
+        {"label": "/tmp", "file_name": "/tmp/a.png"},
+        {"label": "", "file_name": "/a.png"},
+        {"source": "/etc/passwd"},
+        {"source": "../a.jpg"},
+    ],
+)
+def test_a_record_of_anything_outside_its_folders_is_none(tmp_path, strange):
+    folder = stored(tmp_path, {"source": "b.jpg"}, {"source": "a.jpg", **strange})
+    assert [row["source"] for row in iterate_records([folder])] == ["b.jpg"]
+
+
+def test_a_folder_outside_the_output_is_never_removed(tmp_path):
+    places = Places(tmp_path / "out", tmp_path / "out-review")
+    for folder in ("out/red/sub", "elsewhere/empty"):
+        (tmp_path / folder).mkdir(parents=True)
+    remove_empty(tmp_path / "elsewhere" / "empty", places)
+    remove_empty(tmp_path / "out" / "red" / "sub", places)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["elsewhere", "empty", "out"]

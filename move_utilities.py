@@ -1,0 +1,133 @@
+"""Cut-outs that users move by hand: each file manager is a tool of correction."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import OutputError
+from record_utilities import MOVED, REVIEW, TEMPORARY, Places, iterate_records
+from storage_utilities import Place, RemotePath
+
+
+def find_moves(
+    lost: Iterable[Mapping[str, Any]], places: Places, items: Sequence[str], is_there: Callable[[Place, str], bool]
+) -> dict[str, tuple[Place, str]]:
+    """Returns where users have moved cut-outs to, as (folder, path in it), by source.
+
+    That is under another item, or to or from the review folder, where just one place has a file that no record has, and
+    one photo wants it: of all others nobody knows where they are.
+
+    Args:
+        lost: Records whose cut-out is not in its place.
+        places: Of the output.
+        items: That cut-outs can have been moved to.
+        is_there: Whether a folder of `places` has a file.
+    """
+    candidates = {
+        row["source"]: {each for each in possible_moves(row, places, items) if is_there(*each)} for row in lost
+    }
+    free = set(itertools.chain.from_iterable(candidates.values()))
+    for folder in places if free else ():
+        for row in iterate_records([folder]):
+            if places.of(row) == folder:
+                free.discard((folder, row["file_name"]))
+    moves = {source: there & free for source, there in candidates.items()}
+    moves = {source: next(iter(there)) for source, there in moves.items() if len(there) == 1}
+    claims = Counter(moves.values())
+    return {source: move for source, move in moves.items() if claims[move] == 1}
+
+
+def possible_moves(row: Mapping[str, Any], places: Places, items: Sequence[str]) -> list[tuple[Place, str]]:
+    """Returns where a user can have moved the cut-out of a record to, each as (folder, path in it)."""
+    name = row["file_name"].partition("/")[2]
+    return [(place, f"{item}/{name}") for place in places for item in items]
+
+
+def put_into_subfolders(lost: Iterable[Mapping[str, Any]], places: Places, items: Sequence[str]) -> int:
+    """Puts cut-outs that lie right in an item's folder back into subfolders there, and returns how many.
+
+    Whoever drags red/berlin/a.png onto the folder blue means blue/berlin/a.png, where `possible_moves` expects it.
+
+    Args:
+        lost: Records whose cut-out is not in its place.
+        places: Of the output.
+        items: That cut-outs can have been moved to.
+    """
+    wanted: dict[str, set[str]] = {}  # by its last part, the names without the item
+    for row in lost:
+        name = row["file_name"].partition("/")[2]
+        if posixpath.basename(name) != name:
+            wanted.setdefault(posixpath.basename(name), set()).add(name)
+    if not wanted or isinstance(places.output, RemotePath):
+        return 0
+    there: dict[str, list[tuple[Place, str]]] = {}
+    for place, item in itertools.product(places, items):
+        with contextlib.suppress(OSError):  # there is no such folder
+            for name in wanted.keys() & {path.name for path in Path(place / item).iterdir()}:
+                there.setdefault(name, []).append((place, item))
+    sure = {(found[0][0], f"{found[0][1]}/{name}") for name, found in there.items() if len(found) == 1}
+    for row in iterate_records(places):
+        sure.discard((places.of(row), row["file_name"]))  # it is another photo's
+    moved = 0
+    for place, file in sure:
+        item, _, base = file.partition("/")
+        whole = [place / item / name for name in wanted[base]]
+        if len(whole) == 1 and not whole[0].exists():
+            whole[0].parent.mkdir(parents=True, exist_ok=True)
+            (place / file).rename(whole[0])
+            moved += 1
+    return moved
+
+
+def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:
+    """Returns the record of a cut-out that a user has moved: its item is a human's word.
+
+    But to put it into review under the item that it had is to doubt that.
+    """
+    flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
+    label = file_name.partition("/")[0]
+    doubted = place == places.review and label == row["label"]
+    return {
+        **row,
+        "file_name": file_name,
+        "label": label,
+        "label_source": row["label_source"] if doubted else "human",
+        "flags": [*flags, MOVED, *([REVIEW] if place == places.review else [])],
+    }
+
+
+def find_pngs(folder: Place) -> set[str]:
+    """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed.
+
+    A folder of an item may be a link, to another disk.
+
+    Raises:
+        OutputError: A folder can't be read: what is in it would seem to be gone.
+    """
+    if isinstance(folder, RemotePath):
+        return {str(path.relative_to(folder)) for path in folder.walk() if path.suffix == ".png"}
+    if not folder.exists():
+        return set()
+    found: set[str] = set()
+    links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    for each, _, files in itertools.chain.from_iterable(os.walk(top, onerror=_refuse) for top in (folder, *links)):
+        for file in files:
+            path = Path(each, file)
+            if TEMPORARY.fullmatch(file):
+                path.unlink(missing_ok=True)
+            elif file.endswith(".png"):
+                found.add(path.relative_to(folder).as_posix())
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise OutputError(
+        f"{error.filename}: can't be read: {error.strerror}; mend that, or the photos in it would be done again"
+    ) from None
