@@ -55,8 +55,9 @@ class ClipModel:
         items: The I items.
         prompts: The P prompts, item-major as `prompt_utilities.get_prompts` returns them.
         decision: How the item is chosen; see `prompt_utilities.decide`.
-        precision: Of both towers. Normalisation, the product of the features and the softmax stay in fp32:
-            bf16 logits near 25 are 0.125 apart, and near-synonyms would tie.
+        precision: Of both towers, but a ResNet is fp32; see `clip_tower_utilities.image_tower`. Normalisation, the
+            product of the features and the softmax stay in fp32: bf16 logits near 25 are 0.125 apart, and near-synonyms
+            would tie.
         text_features: (P, D) float32, the `text_features` of the same model elsewhere; None to compute them.
         checkpoints_dir: Where names are looked up, downloads go and text features are kept.
         show_progress: Show a progress bar while downloading.
@@ -140,7 +141,7 @@ class ClipModel:
         with torch.inference_mode(), stage("CLIP", synchronize=True):
             batch = torch.stack([*pixels, *pixels[-1:] * fill]).to(self.device)
             batch = (batch.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std  # NHWC -> NCHW
-            features = self._image_tower(batch)[: len(pixels)].float()  # a ResNet's may be bf16
+            features = self._image_tower(batch)[: len(pixels)]
             lengths = features.norm(dim=-1, keepdim=True)
             features /= lengths
         if not (lengths.isfinite() & (lengths > 0)).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from clip.model import CLIP
+from clip.model import CLIP, convert_weights
 
 import sam_utilities
 
@@ -18,21 +18,22 @@ def save_random_sam2(path: Path, config: str = "sam2.1_hiera_micro", seed: int =
     return path
 
 
-def save_random_clip(path: Path, seed: int = 0, width: int = 64, layers: int = 2) -> Path:
-    """Saves a CLIP of 64 px and two layers a tower as a state dict in half precision, as `clip.load` reads it."""
+def save_random_clip(path: Path, seed: int = 0, *, resnet: bool = False) -> Path:
+    """Saves a CLIP of 64 px and few layers as a state dict in half precision, as OpenAI's files are."""
     torch.manual_seed(seed)
     model = CLIP(
-        embed_dim=width,
+        embed_dim=64,
         image_resolution=64,
-        vision_layers=layers,
-        vision_width=width,
-        vision_patch_size=16,
+        vision_layers=(1, 1, 1, 1) if resnet else 2,
+        vision_width=8 if resnet else 64,
+        vision_patch_size=None if resnet else 16,
         context_length=77,
         vocab_size=49408,
-        transformer_width=width,
+        transformer_width=64,
         transformer_heads=1,
-        transformer_layers=layers,
+        transformer_layers=2,
     )
     model.logit_scale.data.fill_(4.6052)  # e^4.6052 = 100, where CLIP's training ends
+    convert_weights(model)
     torch.save(model.state_dict(), path)
     return path

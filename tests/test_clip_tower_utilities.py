@@ -70,8 +70,10 @@ def test_every_prompt_is_the_path_to_its_end(prompts):
     assert len(tree.tokens) == len(distinct)
 
 
-def test_a_resnet_runs_as_clip_has_it():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resnet_runs_as_clip_has_it_in_fp32_whatever_the_precision(dtype):
     torch.manual_seed(0)
     resnet = CLIP(64, 64, (1, 1, 1, 1), 64, None, 77, 49408, 64, 1, 1).visual.eval()
     pixels = torch.randn(2, 3, 64, 64)
-    assert torch.equal(image_tower(resnet, torch.float32)(pixels), resnet(pixels))
+    expected = resnet(pixels)
+    assert torch.equal(image_tower(resnet, dtype)(pixels), expected)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import clip_utilities
+import random_models
 from clip_utilities import ClipModel, tokenize
 from conftest import make_image
 from errors import CheckpointError, PromptError
@@ -72,6 +73,20 @@ def test_the_ensemble_uses_the_mean_text_feature_of_each_item(clips_own, clip_ch
     assert label.item_probability == pytest.approx(expected.max().item(), abs=1e-4)
 
 
+def test_a_resnet_labels_as_clip_does_and_in_bf16_has_the_features_of_fp32(tmp_path):
+    path = random_models.save_random_clip(tmp_path / "resnet.pt", resnet=True)
+    exact, rounded = (
+        ClipModel(str(path), items=ITEMS, prompts=PROMPTS, precision=precision, checkpoints_dir=tmp_path)
+        for precision in ("fp32", "bf16")
+    )
+    images = [make_image(100, 80, seed) for seed in range(3)]
+    for image, label in zip(images, exact.process(images), strict=True):
+        expected = clips_own_probabilities(clip.load(str(path), device="cpu"), image, PROMPTS)
+        assert label.prompt == PROMPTS[expected.argmax()]
+        assert label.probability == pytest.approx(expected.max(), abs=1e-4)
+    assert torch.equal(rounded.encode(images), exact.encode(images))
+
+
 def test_a_batch_gives_each_photo_the_label_that_it_gets_alone(small):
     images = [make_image(seed=seed) for seed in range(4)]
     alone = [small.process([image])[0] for image in images]
@@ -104,8 +119,6 @@ def test_text_features_are_computed_once_and_then_read_from_the_cache(clip_check
 
 @pytest.mark.parametrize("change", ["prompts", "words in other prompts", "weights", "precision"])
 def test_other_prompts_weights_or_precision_do_not_meet_in_the_cache(tmp_path, change):
-    import random_models
-
     paths = [random_models.save_random_clip(tmp_path / f"{seed}.pt", seed=seed) for seed in (0, 1)]
     ClipModel(str(paths[0]), items=ITEMS, prompts=PROMPTS, checkpoints_dir=tmp_path)
     other = paths[1] if change == "weights" else paths[0]
