@@ -86,7 +86,7 @@ def save_config(path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path):
-    """A dataset with subfolders, several formats, one pair of rivals for a name, a note and two broken files."""
+    """A dataset with subfolders, several formats, one pair of rivals for a name, and a note."""
     folder = tmp_path / "photos"
     for seed, source in enumerate(["a.png", "B.JPG", "berlin/c.webp", "berlin/x/d.png", "car.jpg", "car.webp"]):
         save_photo(folder / source, 96 + 8 * seed, 64, seed)

@@ -15,6 +15,7 @@ from device_utilities import (
     has_bf16,
     select_compile,
     select_device,
+    select_pixels_at_once,
     select_precision,
 )
 from errors import DeviceError
@@ -108,6 +109,37 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch, tmp_path, allowed
         (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{-1 if quota == 'none' else quota}\n")
         (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert count_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("machine_has", "limit", "gibibytes"),
+    [
+        (64, None, 64),
+        (64, "none", 64),
+        (64, 4 * 2**30, 4),
+        (2, 4 * 2**30, 2),  # a limit above what there is
+        (None, None, 8),  # Windows
+        (None, 4 * 2**30, 4),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_is_what_a_container_may_have_of_the_machines(
+    monkeypatch, tmp_path, machine_has, limit, gibibytes, version
+):
+    def sysconf(name):
+        if machine_has is None:
+            raise ValueError(name)
+        return {"SC_PHYS_PAGES": machine_has * 2**18, "SC_PAGE_SIZE": 4096}[name]
+
+    monkeypatch.setattr(device_utilities, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sysconf", sysconf, raising=False)
+    if limit is not None and version == 2:
+        (tmp_path / "memory.max").write_text(f"{'max' if limit == 'none' else limit}\n")
+    elif limit is not None:
+        (tmp_path / "memory").mkdir()
+        number = 2**63 - 4096 if limit == "none" else limit  # which is what version 1 has for none
+        (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{number}\n")
+    assert select_pixels_at_once() == gibibytes * 2**30 // 192
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 import checkpoint_utilities
 import detector_utilities
+import device_utilities
 import flag_utilities
 import flow_utilities
 import main
@@ -497,6 +498,30 @@ def test_seeds_are_set_for_numpy_and_torch():
         main._seed_everything(seed)
         drawn.append((np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_run_lets_fp32_mean_fp32_on_a_gpu(run, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert run("--limit", "1")[0] == 0
+    assert torch.backends.cudnn.allow_tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "in_hardware", "said"),
+    [
+        ({"precision": "bf16"}, False, ["--precision bf16: cpu has no bf16 in hardware"]),
+        ({"precision": "bf16"}, True, []),
+        ({"precision": "auto"}, False, []),
+        ({"compile": "on"}, True, ["--compile on: has no effect without CUDA"]),
+        ({"compile": "auto"}, True, []),
+    ],
+)
+def test_flags_that_this_machine_gains_nothing_by_are_told(monkeypatch, caplog, settings, in_hardware, said):
+    monkeypatch.setattr(device_utilities, "has_bf16", lambda _: in_hardware)
+    main.select_machine(Settings(device="cpu", clip_device="cpu", **settings), photos=10**6)
+    assert [message[: len(words)] for message, words in zip(caplog.messages, said, strict=True)] == said
 
 
 def test_one_photo_is_a_batch_of_one(sam2_checkpoint):
