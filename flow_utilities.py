@@ -175,7 +175,8 @@ class Flow:
             On a CPU the models would only take the cores from each other.
         most_pixels: So many pixels may wait at a stage together, or be in one batch; a larger photo is alone.
         stopping: Whether the run is to end: no photo is begun then, those that a model has seen are finished.
-        check: Called over each failure: raises where what failed is not the photo, but the dataset or a device.
+        check: Called over each failure, but not where a photo is set aside: raises where what failed is not the photo,
+            but the dataset or a device.
     """
 
     def __init__(
@@ -288,11 +289,11 @@ class Flow:
         )
 
     def _fail(self, file: PhotoFile, error: PhotoError) -> None:
-        self._check()
         if isinstance(error, NoSubjectError):
             _LOGGER.info("%s: set aside: %s", file.source, error.reason)
             self._output.set_aside(file)
         else:
+            self._check()
             _LOGGER.warning("%s: failed in %s: %s", file.source, error.stage, error.reason)
         self._output.fail(file.source, error.reason, stage=error.stage)
         self._progress.advance()

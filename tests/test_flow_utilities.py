@@ -117,6 +117,18 @@ def test_a_photo_that_a_thread_fails_on_goes_no_further(records):
     assert records.advanced == 2
 
 
+def test_a_photo_that_is_set_aside_has_no_device_checked(records):
+    checked = []
+
+    def work(photo):
+        raise (NoSubjectError if photo.file.source == "0.jpg" else PhotoError)("nothing in it", stage="segment")
+
+    flow = Flow(records, records, batch_size=1, threads=1, check=lambda: checked.append(len(records.failures)))
+    assert list(flow.in_threads(make_photos(2), work)) == []
+    assert checked == [1]  # over the second, before it is recorded
+    assert len(records.failures) == 2
+
+
 def test_the_model_is_at_the_next_batch_while_threads_work_on_this_one(records):
     order = []
 
