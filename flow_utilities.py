@@ -105,7 +105,7 @@ class Photo:
 
     @property
     def begun(self) -> bool:
-        """Whether SAM 2 or CLIP has seen it."""
+        """Whether a model has seen it."""
         return self.seconds > 0
 
 
@@ -406,7 +406,9 @@ def _decode_photo(
 
 def find_subjects(detector: Detector, settings: Settings, photos: Sequence[Photo], *, fill: int = 0) -> list[_Outcome]:
     """Lets the detector say where SAM 2 is to be pointed; photos without an accepted detection keep the centre."""
+    began = time.perf_counter()
     found = detector.detect([photo.image for photo in photos], fill=fill)
+    _share_time(photos, began)
     outcomes: list[_Outcome] = []
     for photo, detections in zip(photos, found, strict=True):
         detection = _accepted(detections, photo, settings)
@@ -421,7 +423,10 @@ def verify_subjects(
     detector: Detector, settings: Settings, photos: Sequence[Photo], *, fill: int = 0
 ) -> list[_Outcome]:
     """Lets the detector look at the cut-outs, on white; those in which it finds no subject go no further."""
-    found = detector.detect([_on_white(photo) for photo in photos], fill=fill)
+    views = [_on_white(photo) for photo in photos]
+    began = time.perf_counter()
+    found = detector.detect(views, fill=fill)
+    _share_time(photos, began)
     return [
         photo if _accepted(detections, photo, settings) else _no_subject("the cut-out", settings)
         for photo, detections in zip(photos, found, strict=True)
@@ -432,6 +437,13 @@ def _accepted(detections: Sequence[Detection], photo: Photo, settings: Settings)
     height, width = photo.image.shape[:2]
     labels, threshold = settings.focus_labels, settings.focus_threshold
     return choose_detection(detections, width, height, labels=labels, threshold=threshold)
+
+
+def _share_time(photos: Sequence[Photo], began: float) -> None:
+    """Adds what a model has taken for a batch, since a `time.perf_counter`, to each photo in equal parts."""
+    seconds = (time.perf_counter() - began) / len(photos)
+    for photo in photos:
+        photo.seconds += seconds
 
 
 def _no_subject(where: str, settings: Settings) -> NoSubjectError:
@@ -456,10 +468,9 @@ def segment_photos(sam2_model: Sam2, settings: Settings, photos: Sequence[Photo]
         pixels=pixels,
         fill=fill,
     )
-    seconds = (time.perf_counter() - began) / len(photos)
+    _share_time(photos, began)
     for photo, segmentation in zip(photos, segmentations, strict=True):
         photo.segmentation, photo.sam_pixels = segmentation, None
-        photo.seconds += seconds
     return photos
 
 
@@ -520,10 +531,9 @@ def label_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 
     features = clip_model.encode(pixels=[photo.clip_pixels for photo in photos], fill=fill)
     labels = clip_model.decide(features)
     halves = features.half().cpu().numpy()
-    seconds = (time.perf_counter() - began) / len(photos)
+    _share_time(photos, began)
     for photo, label, half in zip(photos, labels, halves, strict=True):
         photo.label, photo.features, photo.clip_pixels = label, half, None
-        photo.seconds += seconds
     return photos
 
 
@@ -543,12 +553,11 @@ def check_photos(clip_model: ClipModel, photos: Sequence[Photo], *, fill: int = 
     views = len(photos[0].other_pixels)
     pixels = [each for photo in photos for each in photo.other_pixels]
     labels = clip_model.process(pixels=pixels, fill=fill * views)
-    seconds = (time.perf_counter() - began) / len(photos)
+    _share_time(photos, began)
     for index, photo in enumerate(photos):
         if is_disputed(photo.label, labels[index * views : (index + 1) * views]):
             photo.flags = (*photo.flags, VIEW)
         photo.other_pixels = ()
-        photo.seconds += seconds
     return photos
 
 

@@ -276,6 +276,26 @@ def test_a_cut_out_must_show_the_subject_where_that_is_verified(clip_model):
     assert (detector.seen[0][:10] == 255).all()  # it saw the cut-out, not the photo
 
 
+def test_the_detectors_time_is_the_photos_too(clip_model):
+    photos = [cut(clip_model, block(16, 48, 24, 72)) for _ in range(2)]
+    find_subjects(Finder([CAR], []), Settings(focus="detector"), photos)
+    found = [photo.seconds for photo in photos]
+    verify_subjects(Finder([CAR], [CAR]), Settings(verify_focus=True), photos)
+    assert 0 < found[0] == found[1] < photos[0].seconds == photos[1].seconds
+
+
+def test_photos_that_only_the_detector_has_seen_are_finished_where_a_run_is_to_end(records):
+    stop = threading.Event()
+
+    def find(photos, *, fill):
+        stop.set()
+        return find_subjects(Finder(*[[CAR]] * len(photos)), Settings(focus="detector"), photos, fill=fill)
+
+    photos = make_photos(6)
+    flow = Flow(records, records, batch_size=2, threads=2, stopping=stop.is_set)
+    assert list(flow.in_batches(flow.in_batches(photos, find), lambda some, *, fill: some)) == photos[:2]
+
+
 @pytest.mark.parametrize(("limit", "taken"), [(1, 1), (2, 3), (3, 4), (9, 5)])
 def test_a_limit_takes_the_files_that_hold_no_image_with_it_and_does_not_count_them(tmp_path, limit, taken):
     for name in ("a.png", "c.png", "d.png"):
