@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from errors import CheckpointError
 from lock_utilities import hold_lock
+from storage_utilities import is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,14 +146,6 @@ def published_digest(path: Path, model: str, public: Mapping[str, PublicCheckpoi
 def is_present(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path = CHECKPOINTS_DIR) -> bool:
     """Whether `find_checkpoint` would find the model without a download."""
     return any(is_file(path) for path in _places(model, public, checkpoints_dir))
-
-
-def is_file(path: Path) -> bool:
-    """Whether a regular file lies there; no, too, where its name is none or its folder may not be entered."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _places(model: str, public: Mapping[str, PublicCheckpoint], checkpoints_dir: Path) -> list[Path]:

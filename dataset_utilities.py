@@ -267,8 +267,8 @@ def output_names(
     full = {file: _fit(file) for file in file_names}
 
     def rivals(names: dict[str, str]) -> set[str]:
-        count = Counter(_same_on_disk(name) for name in [*names.values(), *taken])
-        return {file for file, name in names.items() if count[_same_on_disk(name)] > 1}
+        count = Counter(same_on_disk(name) for name in [*names.values(), *taken])
+        return {file for file, name in names.items() if count[same_on_disk(name)] > 1}
 
     no_images = {file for file in rivals(short) if not is_image(file)}
     names = {file: name for file, name in short.items() if file not in no_images}
@@ -312,6 +312,6 @@ def _short_hash(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:_HASH_DIGITS]
 
 
-def _same_on_disk(name: str) -> str:
+def same_on_disk(name: str) -> str:
     """Returns what case-folding, normalising file systems compare."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -18,6 +18,7 @@ from checkpoint_utilities import PublicCheckpoint
 from errors import CheckpointError, ConfigError
 from focus_utilities import Box, Focus, pixel_at
 from pipeline_utilities import stage
+from storage_utilities import is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +180,7 @@ def find_yolo(name: str, checkpoints_dir: Path = checkpoint_utilities.CHECKPOINT
     """
     file = name.removeprefix(YOLO)
     for path in (Path(file), checkpoints_dir / file):
-        if path.suffix == ".pt" and checkpoint_utilities.is_file(path):
+        if path.suffix == ".pt" and is_file(path):
             return path
     raise CheckpointError(
         f"--detector {name}: no such .pt, neither here nor in {checkpoints_dir}; name the .pt of a YOLO model"

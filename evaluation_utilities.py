@@ -55,8 +55,6 @@ def read_labels(
     path: Path,
     find: Callable[[Iterable[str]], Mapping[str, str]],
     sources: Container[str],
-    *,
-    flag: str = "--evaluate",
 ) -> Labels:
     """Returns what people say of the photos of a run.
 
@@ -64,12 +62,11 @@ def read_labels(
         path: A table, see `read_verdicts`; or a folder of class folders with photos or cut-outs.
         find: Returns the sources of the photos that names mean, without those that mean none.
         sources: Those of all photos.
-        flag: That names the path, for messages.
 
     Raises:
         ConfigError: It can't be read, contradicts itself, or says nothing of any photo of the run.
     """
-    verdicts = read_class_folders(path) if path.is_dir() else read_verdicts(path, flag=flag)
+    verdicts = read_class_folders(path) if path.is_dir() else read_verdicts(path, flag="--evaluate")
     said: dict[str, Verdict] = {}
     bad_masks: set[str] = set()
     unknown: list[str] = []
@@ -80,10 +77,10 @@ def read_labels(
             bad_masks.add(source)
         elif _claim(said.setdefault(source, verdict)) != _claim(verdict):
             one, other = _claim(said[source]), _claim(verdict)
-            raise ConfigError(f"{flag} {path}: {source!r}: is called {one} and {other}; keep one of them")
+            raise ConfigError(f"--evaluate {path}: {source!r}: is called {one} and {other}; keep one of them")
     if not said:
         hint = f", such as {unknown[0]!r}, which is none" if unknown else ""
-        raise ConfigError(f"{flag} {path}: labels no photo of this output{hint}; name them as metadata.jsonl does")
+        raise ConfigError(f"--evaluate {path}: labels no photo of this output{hint}; name them as metadata.jsonl does")
     judged = any(each.source is not None for each in verdicts)
     return Labels(said, len(unknown), "".join(unknown[:1]), frozenset(bad_masks.difference(said)), judged)
 

@@ -22,7 +22,6 @@ import os
 import re
 import shutil
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ import numpy as np
 from card_utilities import describe_pictures
 from config_utilities import EXPORTS
 from csv_utilities import format_csv
+from dataset_utilities import same_on_disk
 from errors import ConfigError, OutputError
 from mask_utilities import bounding_box
 from photo_utilities import open_regular
@@ -791,22 +791,18 @@ def _flat_stems(sources: Sequence[str]) -> dict[str, str]:
     other readers don't look into folders at all. `a.jpg` and `a.png` would share one file of labels.
     """
     plain = {source: str(PurePosixPath(source).with_suffix("")).replace("/", "__") for source in sources}
-    count = Counter(_same_on_disk(stem) for stem in plain.values())
+    count = Counter(same_on_disk(stem) for stem in plain.values())
     stems: dict[str, str] = {}
     taken = set(count)
     for source, stem in plain.items():
         name = stem
-        if count[_same_on_disk(stem)] > 1 or len(stem.encode()) > _LONGEST_STEM:
+        if count[same_on_disk(stem)] > 1 or len(stem.encode()) > _LONGEST_STEM:
             kept = stem.encode()[:_LONGEST_STEM].decode(errors="ignore")
             tries = (f"{kept}-{digest('stem', source)[:digits]}" for digits in (8, 64))
-            name = next(each for each in tries if _same_on_disk(each) not in taken)
-            taken.add(_same_on_disk(name))
+            name = next(each for each in tries if same_on_disk(each) not in taken)
+            taken.add(same_on_disk(name))
         stems[source] = name
     return stems
-
-
-def _same_on_disk(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _copy(original: Path, copy: Path) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, cast, get_args
 
 import numpy as np
 
-import checkpoint_utilities
 from errors import ConfigError, PhotoError
+from storage_utilities import Place, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -243,7 +243,7 @@ def find_row(rows: Mapping[str, PointRow], source: str) -> PointRow | None:
     return next((rows[name] for name in (source, *forms) if name in rows), None)
 
 
-def stray_names(rows: Iterable[str], dataset_dir: Path) -> list[str]:
+def stray_names(rows: Iterable[str], dataset_dir: Place) -> list[str]:
     """Returns those of the first 1,000 names of a points file that name no file of the dataset.
 
     A name is looked up, never opened; one that leads out of the dataset is not even looked up.
@@ -251,9 +251,9 @@ def stray_names(rows: Iterable[str], dataset_dir: Path) -> list[str]:
     return [name for name in itertools.islice(rows, ROWS_LOOKED_UP) if not _names_a_file(dataset_dir, name)]
 
 
-def _names_a_file(dataset_dir: Path, name: str) -> bool:
+def _names_a_file(dataset_dir: Place, name: str) -> bool:
     path = PurePath(name)
-    return not path.is_absolute() and ".." not in path.parts and checkpoint_utilities.is_file(dataset_dir / path)
+    return not path.is_absolute() and ".." not in path.parts and is_file(dataset_dir / name)
 
 
 def _quote(text: str, limit: int = 60) -> str:
@@ -307,18 +307,13 @@ def pixel_at(x: float, y: float, width: int, height: int) -> tuple[int, int]:
     return min(int(x), width - 1), min(int(y), height - 1)
 
 
-def grid_points(width: int, height: int, spacing: float = _GRID_SPACING) -> np.ndarray:
+def grid_points(width: int, height: int) -> np.ndarray:
     """Returns nine points around the centre as (9, 2) int64 (x, y) in pixels: the centre, then the others row by row.
 
-    They lie inside the photo.
-
-    Args:
-        width: Of the photo in pixels.
-        height: Of the photo in pixels.
-        spacing: From point to point as a fraction of each side, in [0, 0.5).
+    They lie inside the photo, whose sides are given in pixels.
     """
     centre = np.array([width // 2, height // 2])
-    step = np.array([int(width * spacing), int(height * spacing)])
+    step = np.array([int(width * _GRID_SPACING), int(height * _GRID_SPACING)])
     around = [(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1) if (x, y) != (0, 0)]
     return centre + step * np.array([(0, 0), *around])
 

@@ -16,6 +16,7 @@ import numpy as np
 import checkpoint_utilities
 from errors import CheckpointError
 from pipeline_utilities import stage
+from storage_utilities import is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,7 +217,7 @@ def find_config(config: str) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    if config.endswith(".yaml") and checkpoint_utilities.is_file(Path(config)):
+    if config.endswith(".yaml") and is_file(Path(config)):
         return Path(config)
     configs = available_configs()
     name = config.rsplit("/", 1)[-1].removesuffix(".yaml")

@@ -371,6 +371,15 @@ class RemotePath:
 
 Place = Path | RemotePath
 
+
+def is_file(place: Place) -> bool:
+    """Whether a file lies there; no, too, where its name is none or its folder may not be entered."""
+    try:
+        return place.is_file()
+    except OSError:
+        return False
+
+
 _FENCES: dict[RemotePath, Callable[[], bool]] = {}
 
 

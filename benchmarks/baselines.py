@@ -12,10 +12,11 @@ from scenes.paint import sample_paint
 _PAINTS_PER_COLOUR = 200
 _GRABCUT_SIDE = 256  # GrabCut's time grows with the pixels; masks are enlarged again
 _GRABCUT_ROUNDS = 5
+_GRABCUT_INSET = 0.1  # of its first rectangle, as a fraction of each side
 
 
-def grabcut_mask(image: np.ndarray, inset: float = 0.1) -> np.ndarray:
-    """Returns OpenCV's GrabCut mask, (H, W) bool, started from a rectangle a fraction `inset` inside the frame.
+def grabcut_mask(image: np.ndarray) -> np.ndarray:
+    """Returns OpenCV's GrabCut mask, (H, W) bool, started from a rectangle a tenth inside the frame.
 
     Rother et al., "GrabCut", 2004. `image` is (H, W, 3) uint8 RGB.
     """
@@ -25,7 +26,7 @@ def grabcut_mask(image: np.ndarray, inset: float = 0.1) -> np.ndarray:
         image, (max(8, round(width * scale)), max(8, round(height * scale))), interpolation=cv2.INTER_AREA
     )
     h, w = small.shape[:2]
-    x, y = int(w * inset), int(h * inset)
+    x, y = int(w * _GRABCUT_INSET), int(h * _GRABCUT_INSET)
     labels = np.zeros((h, w), np.uint8)
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))

@@ -24,10 +24,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import VEHICLE_SEEDS, Example, read_examples, scene_examples, share_measure
+from benchmarks.quality import VEHICLE_SEEDS, Example, read_examples, scene_examples
 from check_utilities import colour_disagrees, is_disputed, other_views
 from clip_utilities import ClipModel
 from config_utilities import MICRO_CLIP, MICRO_SAM2, PROGRAM_DIR, ClipView, read_config
+from evaluation_utilities import wilson_interval
 from mask_utilities import paint_background, square_view, subject_mask
 from photo_utilities import read_photo
 from prompt_utilities import get_prompts
@@ -122,7 +123,7 @@ def main() -> None:
         json.dump({"checks": [vars(result) for result in results], "drawn_doubted": doubted}, sys.stdout, indent=1)
         return
     Console().print(_table(f"{arguments.sam_model} and {arguments.clip_model}", results))
-    low, high = _interval(doubted, len(opinions))
+    low, high = wilson_interval(doubted, len(opinions))
     Console().print(
         f"Of {len(opinions)} labels drawn at random from the wrong items the check of colours doubts {doubted} "
         f"({low:.2f} to {high:.2f})."
@@ -205,13 +206,8 @@ def _share(hits: int, count: int) -> str:
     """Returns a number of so many, and below it the share's interval; of none nothing is known."""
     if not count:
         return "0 of 0"
-    low, high = _interval(hits, count)
+    low, high = wilson_interval(hits, count)
     return f"{hits} of {count}\n{low:.2f} to {high:.2f}"
-
-
-def _interval(hits: int, count: int) -> tuple[float, float]:
-    measure = share_measure("", [True] * hits + [False] * (count - hits))
-    return max(0.0, measure.low), min(1.0, measure.high)  # rounding leaves -1e-17
 
 
 if __name__ == "__main__":

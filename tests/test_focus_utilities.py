@@ -210,11 +210,9 @@ def test_pixels_outside_the_photo_fail_that_photo(row, reason):
     assert (error.value.reason, error.value.stage) == (reason, "focus")
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "spacing"), [(640, 480, 0.2), (1, 1, 0.2), (3, 1000, 0.2), (7, 8, 0.499), (2, 2, 0.499)]
-)
-def test_the_grid_is_the_centre_and_eight_around_it_inside_the_photo(width, height, spacing):
-    points = grid_points(width, height, spacing)
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (1, 1), (3, 1000), (7, 8), (2, 2)])
+def test_the_grid_is_the_centre_and_eight_around_it_inside_the_photo(width, height):
+    points = grid_points(width, height)
     assert (points.shape, points.dtype) == ((9, 2), np.int64)
     assert tuple(points[0]) == centre_focus(width, height).point
     assert (points >= 0).all()
@@ -222,8 +220,8 @@ def test_the_grid_is_the_centre_and_eight_around_it_inside_the_photo(width, heig
 
 
 def test_the_grid_goes_row_by_row_in_steps_of_each_side():
-    expected = [(50, 100), (40, 80), (50, 80), (60, 80), (40, 100), (60, 100), (40, 120), (50, 120), (60, 120)]
-    assert grid_points(100, 200, 0.1).tolist() == [list(point) for point in expected]
+    expected = [(50, 100), (30, 60), (50, 60), (70, 60), (30, 100), (70, 100), (30, 140), (50, 140), (70, 140)]
+    assert grid_points(100, 200).tolist() == [list(point) for point in expected]
 
 
 def rectangle_logits(x0, y0, x1, y1, size=100, inside=5.0):

@@ -96,10 +96,11 @@ def test_a_few_steps_on_one_batch_lower_the_loss():
         [torch.from_numpy(scene.image.astype(np.float32)).permute(2, 0, 1) / 60 - 2 for scene in scenes]
     )
     masks = torch.stack([torch.from_numpy(scene.mask.astype(np.float32)) for scene in scenes])
+    points = torch.full((4, 2), 64.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(12):
-        loss = two_pass_loss(model, images, masks)
+        loss = two_pass_loss(model, images, masks, points)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -109,7 +110,8 @@ def test_a_few_steps_on_one_batch_lower_the_loss():
 
 def test_every_weight_that_a_photo_needs_has_one_optimizer():
     model = build(128)
-    two_pass_loss(model, torch.zeros(1, 3, 128, 128), torch.ones(1, 128, 128)).backward()
+    images, masks, points = torch.zeros(1, 3, 128, 128), torch.ones(1, 128, 128), torch.full((1, 2), 64.0)
+    two_pass_loss(model, images, masks, points).backward()
     optimized = [
         id(weights)
         for optimizer in make_optimizers(model, 1e-3)

@@ -175,7 +175,7 @@ def two_pass_loss(
     model: torch.nn.Module,
     images: Tensor,
     masks: Tensor,
-    points: Tensor | None = None,
+    points: Tensor,
     boxes: Tensor | None = None,
     *,
     precision: str = "fp32",
@@ -186,7 +186,7 @@ def two_pass_loss(
         model: From `build`.
         images: (B, 3, s, s) float32, normalised as SAM 2 expects.
         masks: (B, s, s) float32, 1 on the object.
-        points: (B, 2) float32 (x, y) on the objects in pixels; the centre where None.
+        points: (B, 2) float32 (x, y) on the objects in pixels.
         boxes: (B, 4) float32 (x0, y0, x1, y1) around them, or None.
         precision: "bf16" or "fp32", of the image encoder; the decoder is fp32, as in the program.
     """
@@ -194,8 +194,6 @@ def two_pass_loss(
     sam2_model = _trainable(model)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         features = sam_utilities.encode_pixels(images, sam2_model.encoder)
-    if points is None:
-        points = torch.full((len(images), 2), size / 2, device=images.device)
     margin = 0.05 * size
     offsets = torch.tensor([[0, 0], [margin, margin], [-margin, margin]], device=images.device)
     points = (points[:, None] + offsets).clamp(0, size - 1)  # (B, 3, 2)
@@ -277,7 +275,11 @@ def mean_iou(model: torch.nn.Module, images: Tensor, masks: Tensor) -> float:
 
 
 class Pictures(IterableDataset):
-    """Endless training pictures: (3, s, s) float32 normalised and (s, s) float32 masks."""
+    """Endless training pictures.
+
+    Each is (3, s, s) float32 normalised, with its object's (s, s) float32 mask, 1 on the object, a point on it, (2,)
+    float32 (x, y), and a box around it, (4,) float32 (x0, y0, x1, y1), in pixels.
+    """
 
     def __init__(self, folder: Path | None, size: int, real_share: float, *, first_seed: int) -> None:
         self._folder, self._size, self._real_share, self._first_seed = folder, size, real_share, first_seed
