@@ -71,7 +71,7 @@ def write_report(
         OutputError: It can't be written.
     """
     summary = _Summary(items)
-    shown, sample_ends = _choose(map(summary.add, rows))
+    shown, sample_ends = choose_rows(map(summary.add, rows))
     counted, columns = summary.to_dict(), summary.columns(shown)
     # What verdicts rest on: a page that was opened before must not take the photos of this one for its own.
     names = [row["file_name"] for row in shown]
@@ -128,8 +128,8 @@ def is_report(folder: Place) -> bool:
         return False
 
 
-def _choose(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """Returns the photos of the page, the most doubtful first, and the last digest of a random sample of all photos.
+def choose_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Returns the rows of the page, the most doubtful first, and the last digest of a random sample of all photos.
 
     The sample is of the smallest digests of sources, which chance has drawn: it stays the same when photos are added,
     but for those that come into it.

@@ -24,7 +24,7 @@ from device_utilities import count_threads
 from mask_utilities import cut_out
 from png_utilities import encode_png
 from record_utilities import Places, write_atomically
-from report_utilities import write_report
+from report_utilities import choose_rows, write_report
 from scenes import COLOURS, make_scene
 from thumbnail_utilities import save_thumbnails, thumbnail_names
 
@@ -64,7 +64,7 @@ def main() -> None:
         places = Places(Path(folder, "out"), Path(folder, "out-review"))
         report = Path(folder, "out-report")
         draw_scenes(places, report)
-        link_thumbnails(report, min(arguments.photos, 100_000))
+        link_thumbnails(report, arguments.photos)
         began = time.perf_counter()
         page = write_report(
             report,
@@ -121,9 +121,10 @@ def draw_scenes(places: Places, report: Path) -> None:
 
 
 def link_thumbnails(report: Path, count: int) -> None:
-    """Gives so many photos the thumbnails of the scenes."""
-    for number, row in enumerate(make_rows(count)):
-        originals = thumbnail_names(str(number % _SCENES))
+    """Gives those of so many photos that the page shows the thumbnails of the scenes."""
+    shown, _ = choose_rows(make_rows(count))
+    for row in shown:
+        originals = thumbnail_names(Path(row["file_name"]).stem)
         for original, name in zip(originals, thumbnail_names(row["source"]), strict=True):
             (report / name).parent.mkdir(parents=True, exist_ok=True)
             (report / name).symlink_to(report / original)

@@ -20,7 +20,7 @@ from mask_utilities import cut_out
 from png_utilities import encode_png
 from record_utilities import Places, write_atomically
 from report_utilities import write_report
-from thumbnail_utilities import save_thumbnails, source_digest
+from thumbnail_utilities import save_thumbnails, source_digest, thumbnail_names
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -685,6 +685,16 @@ def test_its_benchmark_runs_from_end_to_end(monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     assert all(value > 0 for value in result.values())
     assert result["cells in the document"] < 100
+
+
+def test_its_benchmark_has_thumbnails_of_the_photos_that_the_page_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_utilities, "_MOST_PHOTOS", 5)
+    monkeypatch.setattr(report_utilities, "_SAMPLE", 2)
+    benchmarks.page.link_thumbnails(tmp_path, 40)
+    linked = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_symlink()}
+    doubtful = sorted(benchmarks.page.make_rows(40), key=lambda row: row["margin"])[:5]
+    assert linked >= {name for row in doubtful for name in thumbnail_names(row["source"])}
+    assert len(linked) <= 2 * (5 + 2)
 
 
 def test_of_many_photos_few_cells_exist(browser, tmp_path):
