@@ -377,9 +377,12 @@ def predict_sam2(
         mask_threshold: The margin of pass 2 as a fraction of the photo's shorter side, in [0, 0.5).
         focuses: Where SAM 2 is pointed, one for each photo; the centres where None. A box is given in both passes.
         grid: Try nine points of each photo instead, and go on with the one whose mask `mask_scores` likes best.
-        pixels: The photos as `to_pixels` makes them, where that is done already.
+        pixels: The photos as `to_pixels` makes them, each (3, s, s) float32, where that is done already.
         fill: Repeat the last photo so often inside the models: a batch that is smaller than the others has other
             last digits, and a compiled encoder takes one size.
+
+    Raises:
+        ValueError: The model makes NaN of a photo.
     """
     import torch
 

@@ -30,7 +30,7 @@ def test_the_flag_table_equals_the_parser():
         if default is False:
             assert shown.endswith("off")
         elif default is not None:
-            assert shown == str(default)
+            assert shown == ("none" if default == () else str(default))
 
 
 def test_the_example_of_a_config_is_a_valid_one(tmp_path):
