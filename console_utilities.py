@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -19,7 +20,10 @@ from rich.text import Text
 from errors import ConfigError
 
 _LOGGER = logging.getLogger("sam2vit")
+_TOLD = logging.getLogger("sam2vit.told")  # what is printed, for the log file alone
+_TOLD.propagate = False
 
+_LOG_WIDTH = 120  # characters of tables
 _PLAIN_INTERVAL = 10.0  # seconds between progress lines where the output is no terminal
 _ACTORS_SHOWN = 8
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
@@ -61,6 +65,20 @@ class SparableStream:
             os.close(nowhere)
 
 
+class NotingConsole(Console):
+    """A rich console whose lines stand in the log file, too, as plain text; also where the console is quiet."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints as consoles do."""
+        super().print(*objects, **options)
+        if not _TOLD.isEnabledFor(logging.INFO):
+            return
+        plain = io.StringIO()
+        Console(file=plain, width=_LOG_WIDTH, color_system=None, force_terminal=False).print(*objects, **options)
+        for line in filter(None, map(str.rstrip, plain.getvalue().split("\n"))):
+            _TOLD.info("%s", line)
+
+
 class _FileHandler(logging.FileHandler):
     """Appends to a log file until that fails, and says so once."""
 
@@ -69,7 +87,8 @@ class _FileHandler(logging.FileHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        logging.getLogger("sam2vit").removeHandler(self)
+        for logger in (_LOGGER, _TOLD):
+            logger.removeHandler(self)
         self.stream = SparableStream(self.stream)
         self.stream.flush()
         _LOGGER.error("--log %s: can't be written: %s; it ends here", self.baseFilename, error.strerror)
@@ -84,7 +103,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = Text(printable(record.getMessage()), style=_STYLES.get(record.levelno, "dim"))
-        self._console.print(line, soft_wrap=True)
+        Console.print(self._console, line, soft_wrap=True)  # not noted, as the log file has the record itself
 
 
 class _FileFormatter(logging.Formatter):
@@ -95,7 +114,7 @@ class _FileFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterator[logging.Logger]:
-    """Sends the program's log to the console from `level` up, and all of it to a file."""
+    """Sends the program's log to the console from `level` up, and all of it to a file, with what a console prints."""
     logger = logging.getLogger("sam2vit")
     level_before, propagated = logger.level, logger.propagate
     handlers: list[logging.Handler] = [_ConsoleHandler(console, level)]
@@ -105,17 +124,22 @@ def logging_to(console: Console, *, level: int, log_file: str | None) -> Iterato
         except OSError as error:
             raise ConfigError(f"--log {log_file}: {error.strerror}; name a file that can be written") from None
         handlers[-1].setFormatter(_FileFormatter("%(asctime)s %(levelname)s %(message)s"))
+        _TOLD.addHandler(handlers[-1])
     for handler in handlers:
         logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if log_file else level)
     logger.propagate = False
     try:
         yield logger
+    except Exception:
+        _TOLD.exception("ended by a mistake of the program")
+        raise
     finally:
         logger.setLevel(level_before)
         logger.propagate = propagated
         for handler in handlers:
             logger.removeHandler(handler)
+            _TOLD.removeHandler(handler)
             handler.close()
 
 
@@ -193,9 +217,13 @@ class RunProgress:
         pace = f"{speed:.2f} photos/s, {left} left" + (f"; {self.actors}" if self._actors else "")
         if self._bar:
             self._bar.update(self._task, completed=position, pace=pace)
-        elif now - self._last_line >= _PLAIN_INTERVAL:
+        if now - self._last_line >= _PLAIN_INTERVAL:
             self._last_line = now
-            self._console.print(f"{position}/{self._total} photos, {pace}", highlight=False)
+            line = f"{position}/{self._total} photos, {pace}"
+            if self._bar:
+                _TOLD.info("%s", line)
+            else:
+                self._console.print(line, highlight=False)
 
 
 def print_summary(

@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--debug", "-d", action="store_true", help=what)
     flag("--verbose", "-v", action="store_true", help="a line per photo and per skipped file")
     flag("--quiet", action="store_true", help="errors only")
-    flag("--log", metavar="FILE", help="append everything to a plain-text log")
+    flag("--log", metavar="FILE", help="append the command and all that it says to a plain-text log")
     return parser
 
 

@@ -12,6 +12,8 @@ import itertools
 import logging
 import os
 import random
+import re
+import shlex
 import signal
 import sys
 import time
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 _LOGGER = logging.getLogger("sam2vit")
+_TOLD = logging.getLogger("sam2vit.told")  # see `console_utilities`
+_TOLD.addHandler(logging.NullHandler())  # or logging itself would print errors where there is no --log
 
 EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_UNUSABLE = 0, 1, 2
 EXIT_SIGNALLED = 128  # + the number of the signal, as shells count
@@ -62,9 +66,14 @@ RELEASE_EVERY = 200  # photos: freed memory goes back; more often, its new pages
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code: 0, 1, 2, or 128 + the signal that ended it."""
     _prepare_streams()
+    with contextlib.ExitStack() as stack:  # what --log opens is closed after the last word
+        return _answer(sys.argv[1:] if arguments is None else arguments, stack)
+
+
+def _answer(arguments: Sequence[str], stack: contextlib.ExitStack) -> int:
     config, signals, again = "", Signals(), "the same command"
     try:
-        settings = read_settings(parse_flags(arguments))
+        settings = _read_settings(arguments, stack)
         config = settings.config
         if settings.overwrite:
             again += " without --overwrite"
@@ -75,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.redirect_stdout(SparableStream(sys.stdout)):
                 list_presets()
             return EXIT_COMPLETE
-        with _console(settings) as console, signals:
+        console = stack.enter_context(_console(settings, arguments))
+        with signals:
             if settings.dry_run:
                 return dry_run(settings, console)
             return afterwards(settings, console) if settings.revises else run(settings, console, signals)
@@ -84,16 +94,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say_error(message.replace("the same command", again))
         return EXIT_UNUSABLE
     except ModuleNotFoundError as error:
-        print(
+        message = (
             f"main.py: {error.name} is not installed for {sys.executable}; run .venv/bin/python main.py, which "
-            "'make run' makes, or pip install -r requirements.txt",
-            file=sys.stderr,
+            "'make run' makes, or pip install -r requirements.txt"
         )
+        print(message, file=sys.stderr)
+        _TOLD.error("%s", message)
         return EXIT_UNUSABLE
     except KeyboardInterrupt as error:  # while loading, or in an export; from the first photo on, run() handles it
         message = str(error).replace("the same command", again)
         _say_error(message or "interrupted; the same command starts where this one ended")
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
+
+
+def _read_settings(arguments: Sequence[str], stack: contextlib.ExitStack) -> Settings:
+    flags = parse_flags(arguments)
+    try:
+        return read_settings(flags)
+    except ConfigError:
+        if flags.get("log"):  # it is to say so, too
+            told = {name: flags[name] for name in ("output", "log") if name in flags}
+            stack.enter_context(_console(Settings(**told), arguments))
+        raise
 
 
 def _prepare_streams() -> None:
@@ -627,17 +649,22 @@ def _seed_everything(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _console(settings: Settings) -> Iterator[Console]:
-    from rich.console import Console
-
-    from console_utilities import SparableStream, logging_to
+def _console(settings: Settings, arguments: Sequence[str]) -> Iterator[Console]:
+    from console_utilities import NotingConsole, SparableStream, logging_to
 
     if settings.log and Path(settings.output).resolve() in Path(settings.log).resolve().parents:
         raise ConfigError(f"--log {settings.log}: lies in the output, where readers expect photos; put it elsewhere")
-    console = Console(file=SparableStream(sys.stdout), quiet=settings.quiet)
+    console = NotingConsole(file=SparableStream(sys.stdout), quiet=settings.quiet)
     level = logging.INFO if settings.verbose or settings.debug else logging.WARNING
     with logging_to(console, level=level, log_file=settings.log):
+        _TOLD.info("%s", _command_line(arguments))
         yield console
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    """Returns the command as a shell takes it, without what stands in a URL for a bucket and may be a secret."""
+    shown = [re.sub(r"://(?![\w.$-]*(:\d+)?(/|$)).*", "://...", argument) for argument in arguments]
+    return shlex.join(["python", "main.py", *shown])
 
 
 def _say_what_micro_is_for(console: Console) -> None:
@@ -657,6 +684,7 @@ def _say_error(message: str) -> None:
     from console_utilities import SparableStream, printable
 
     print(f"main.py: {printable(message)}", file=SparableStream(sys.stderr), flush=True)
+    _TOLD.error("main.py: %s", message)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from rich.console import Console
 
 import console_utilities
 from console_utilities import (
+    NotingConsole,
     RunProgress,
     SparableStream,
     count_of,
@@ -51,17 +52,19 @@ def test_counts_agree_with_their_noun(count, shown):
     assert count_of(count, "photo") == shown
 
 
+SUMMARY = {
+    "items": [("red", 3, 0, 0.5), ("blue", 1, 0, 0.9)],
+    "mean_probability": 0.6,
+    "failures": [],
+    "written": 4,
+    "skipped": 1,
+    "seconds": 2.0,
+}
+
+
 def summarise(**changes):
     console = make_console()
-    facts = {
-        "items": [("red", 3, 0, 0.5), ("blue", 1, 0, 0.9)],
-        "mean_probability": 0.6,
-        "failures": [],
-        "written": 4,
-        "skipped": 1,
-        "seconds": 2.0,
-    }
-    print_summary(console, **{**facts, **changes})
+    print_summary(console, **{**SUMMARY, **changes})
     return text(console)
 
 
@@ -147,12 +150,63 @@ def test_the_console_shows_from_its_level_up_and_the_file_everything(tmp_path):
     assert "\x1b" not in log
 
 
+def noted(tmp_path, say, **options):
+    """What stands in the log file, without times, where something is said on a console."""
+    console = NotingConsole(file=io.StringIO(), width=60, **options)
+    with logging_to(console, level=logging.WARNING, log_file=str(tmp_path / "run.log")) as logger:
+        say(console, logger)
+    lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    return text(console), [line.split(" ", 2)[2] for line in lines]
+
+
+@pytest.mark.parametrize("options", [{}, {"quiet": True}, {"force_terminal": True}], ids=["pipe", "quiet", "terminal"])
+def test_what_a_console_prints_stands_in_the_file_once_and_plain(tmp_path, options):
+    def say(console, logger):
+        print_facts(console, {"photos": "[red]x[/red]\x1b[2J" + "y" * 200})
+        logger.warning("a warning")
+        print_summary(console, **{**SUMMARY, "items": [("red", 3, 0, 0.5)]})
+
+    printed, log = noted(tmp_path, say, **options)
+    assert log[:2] == ["INFO photos  [red]x[/red]\\x1b[2J" + "y" * 200, "WARNING a warning"]
+    assert log[-1] == "INFO 4 photos written, 0 failed, 1 other file skipped; 2.0 s, 2.00 photos/s"
+    assert "INFO │ red  │      3 │            0.500 │" in log
+    assert (printed.count("a warning"), log.count("WARNING a warning")) == (not options.get("quiet"), 1)
+
+
+def test_a_bar_is_lines_in_the_file(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(console_utilities.time, "monotonic", lambda: now[0])
+
+    def say(console, _):
+        with RunProgress(console, total=20) as progress:
+            for _ in range(5):
+                now[0] += 2.5
+                progress.advance()
+                console.print("a line")
+
+    printed, log = noted(tmp_path, say, force_terminal=True)
+    assert "5/20" in printed
+    assert log == [*["INFO a line"] * 3, "INFO 4/20 photos, 0.40 photos/s, 40.0 s left", *["INFO a line"] * 2]
+
+
+def test_a_mistake_of_the_program_stands_in_the_file(tmp_path):
+    def say(*_):
+        raise ZeroDivisionError("of all things")
+
+    with pytest.raises(ZeroDivisionError):
+        noted(tmp_path, say)
+    assert "ZeroDivisionError: of all things" in (tmp_path / "run.log").read_text(encoding="utf-8")
+
+
 def test_logging_ends_with_its_block(tmp_path):
-    console, logger = make_console(), logging.getLogger("sam2vit")
+    console, logger, told = make_console(), logging.getLogger("sam2vit"), logging.getLogger("sam2vit.told")
     before = logger.level, logger.propagate, logger.handlers[:]
+    told_before = told.handlers[:]
     with logging_to(console, level=logging.INFO, log_file=str(tmp_path / "run.log")):
         assert (logger.level, logger.propagate, len(logger.handlers)) == (logging.DEBUG, False, len(before[2]) + 2)
+        assert len(told.handlers) == len(told_before) + 1
     assert (logger.level, logger.propagate, logger.handlers) == before
+    assert told.handlers == told_before
     logger.warning("afterwards")
     assert text(console) == ""
 

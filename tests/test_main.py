@@ -123,6 +123,53 @@ def test_debug_draws_a_picture_and_says_a_line_per_photo(run, tmp_path):
     assert pngs(tmp_path / "out") == sorted(row["file_name"] for row in rows(tmp_path / "out" / "metadata.jsonl"))
 
 
+def logged(tmp_path):
+    """The log, without times."""
+    lines = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    return [line.split(" ", 2)[2] for line in lines]
+
+
+def test_the_log_has_the_command_and_all_that_is_said(run, photos, tmp_path):
+    (photos / "empty.png").touch()
+    code, out, err = run("--quiet", "--log", str(tmp_path / "run.log"))
+    assert (code, out, err) == (1, "", "")
+    log = logged(tmp_path)
+    assert log[0].startswith(f"INFO python main.py -i {photos} -o {tmp_path / 'out'} --sam-model ")
+    assert log[0].endswith(f" --quiet --log {tmp_path / 'run.log'}")
+    assert f"INFO output   {tmp_path / 'out'}" in log
+    assert [line for line in log if "6 photos written, 1 failed" in line]
+    assert [line for line in log if "Look through it" in line]
+    assert len([line for line in log if "empty.png" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--margin", "0.1"], "margin was 0.05, is 0.1"),
+        (["--margin", "0.6"], "--margin 0.6: must be"),
+        (["-i", "s3://key:secret/photos"], "main.py: --dataset-dir s3://...: "),
+    ],
+    ids=["refused", "no setting", "no bucket"],
+)
+def test_the_log_has_what_ended_the_program_once(run, tmp_path, flags, words):
+    run()
+    code, _, err = run("--log", str(tmp_path / "run.log"), *flags)
+    first, *others = logged(tmp_path)
+    assert (code, others, words in err) == (2, [f"ERROR {err.rstrip()}"], True)
+    assert "secret" not in first
+
+
+def test_the_log_has_what_an_interrupt_leaves(run, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("report_utilities.write_report", interrupt)
+    monkeypatch.setattr("afterwards_utilities.write_report", interrupt)
+    code, _, err = run("--log", str(tmp_path / "run.log"))
+    assert (code, err) == (130, "main.py: interrupted; the same command starts where this one ended\n")
+    assert logged(tmp_path)[-1] == f"ERROR {err.rstrip()}"
+
+
 def test_quiet_says_nothing_when_all_is_well(run):
     assert run("--quiet") == (0, "", "")
 
