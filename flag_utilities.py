@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
-from config_utilities import EXPORTS, ClipView, Compile, Edges, Precision, Settings
+from config_utilities import CONFIG_ONLY, EXPORTS, ClipView, Compile, Edges, Precision, Settings
 from errors import ConfigError
 from prompt_utilities import DecisionRule
 
@@ -18,15 +18,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, [f"--{each.replace('_', '-')}" for each in vars(Settings())], n=1)
+        of_config = {f"--{key.replace('_', '-')}": key for key in CONFIG_ONLY}
+        near = difflib.get_close_matches(name, [*parser.option_strings, *of_config], n=1)
         hint = f"did you mean {near[0]}? " if near else ""
+        if near and near[0] in of_config:
+            hint = f"{of_config[near[0]]!r} belongs into config.json; "
         if not name.startswith("-"):
             hint = f"for a folder of photos write --dataset-dir {name}; "
         raise ConfigError(f"{name}: no such flag; {hint}see --help")
     return vars(flags)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """Returns the parser; a flag that is not given leaves no trace, so that config.json can speak."""
     parser = _Parser(
         prog="main.py",
@@ -205,6 +208,11 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    @property
+    def option_strings(self) -> list[str]:
+        """All flags that there are."""
+        return [option for action in self._actions for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help")
 

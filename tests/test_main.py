@@ -458,6 +458,12 @@ def test_flags_leave_no_trace_when_they_are_not_given():
         ("photos/", "photos/: no such flag; for a folder of photos write --dataset-dir photos/; see --help"),
         ("--mircro", "--mircro: no such flag; did you mean --micro? see --help"),
         ("--zzz=1", "--zzz: no such flag; see --help"),
+        ("--no-refin", "--no-refin: no such flag; did you mean --no-refine? see --help"),
+        ("--force-divice=cpu", "--force-divice: no such flag; did you mean --force-device? see --help"),
+        ("--given", "--given: no such flag; did you mean --margin? see --help"),
+        ("--items=red", "--items: no such flag; 'items' belongs into config.json; see --help"),
+        ("--colour", "--colour: no such flag; 'colours' belongs into config.json; see --help"),
+        ("--csv_prefixes", "--csv_prefixes: no such flag; 'csv_prefixes' belongs into config.json; see --help"),
     ],
 )
 def test_a_flag_that_there_is_not_is_named_with_the_one_that_may_be_meant(flag, words):
