@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from errors import ConfigError
 from prompt_utilities import MOST_PROMPTS, DecisionRule
@@ -150,6 +150,7 @@ CONFIG_ONLY = (*WORD_LISTS, "colours")
 _HINTS = get_type_hints(Settings)
 _CONFIG_KEYS = [field.name for field in fields(Settings) if field.name not in _OF_FLAGS]
 
+_FILE = "file://"
 _LARGEST_CONFIG = 16 << 20  # bytes
 _LONGEST_WORD, _LONGEST_SETTING = 1000, 4096  # characters; the latter is also what paths have at most on Linux
 
@@ -181,7 +182,8 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     values = {**_expand(config), **_expand(flags), "config": str(path)}
     given = dict.fromkeys(_expand(config), "config") | dict.fromkeys(_expand(flags), "flag")
     settings = Settings(**values, given=given)
-    settings = replace(settings, **{name: _plain(getattr(settings, name)) for name in ("dataset_dir", "output")})
+    for name, flag in (("dataset_dir", "--dataset-dir"), ("output", "--output")):
+        settings = replace(settings, **{name: _plain(getattr(settings, name), flag=flag)})
     _check_together(settings, flags)
     _check_afterwards(settings, flags)
     _check_ray(settings)
@@ -194,9 +196,19 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _plain(place: str) -> str:
+def _plain(place: str, *, flag: str) -> str:
     """Returns the path of a `file://` URL; all else as it is."""
-    return unquote(urlsplit(place).path) if place.lower().startswith("file://") else place
+    if not place.lower().startswith(_FILE):
+        return place
+    host, slash, path = place[len(_FILE) :].partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise ConfigError(f"{flag} {place}: {host} would be another machine; write file:///FOLDER, or a path")
+    if not slash:
+        raise ConfigError(f"{flag} {place}: names no folder; write file:///FOLDER, or a path")
+    plain = os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))  # names need not be UTF-8
+    if "\0" in plain:
+        raise ConfigError(f"{flag} {place}: must not hold NUL; leave out %00")
+    return plain
 
 
 def _check_together(settings: Settings, flags: Mapping[str, Any]) -> None:

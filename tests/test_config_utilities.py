@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import pytest
@@ -250,6 +251,26 @@ def test_flags_of_clusters_and_stores_that_do_not_fit_are_refused(flags, message
 def test_a_file_url_is_read_as_its_path():
     settings = read_settings({"dataset_dir": "file:///data/my%20photos", "output": "FILE:///out"})
     assert (settings.dataset_dir, settings.output) == ("/data/my photos", "/out")
+    settings = read_settings({"dataset_dir": "file:///a%E4#1?", "output": "file://LOCALHOST/out"})
+    assert (settings.dataset_dir, settings.output) == (os.fsdecode(b"/a\xe4#1?"), "/out")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("file://cutouts", "cutouts would be another machine; write file:///FOLDER"),
+        ("FILE://server/share", "server would be another machine"),
+        ("file://[::1/x", r"\[::1 would be another machine"),
+        ("file://", "names no folder; write file:///FOLDER, or a path"),
+        ("file://localhost", "names no folder"),
+        ("file:///a%00b", "must not hold NUL; leave out %00"),
+    ],
+)
+@pytest.mark.parametrize("name", ["dataset_dir", "output"])
+def test_a_file_url_that_names_no_folder_of_this_machine_is_refused(name, url, words):
+    flag = re.escape(f"--{name.replace('_', '-')} {url}: ")
+    with pytest.raises(ConfigError, match=f"^{flag}{words}"):
+        read_settings({name: url})
 
 
 def test_a_format_that_is_named_twice_is_exported_once():
