@@ -59,8 +59,15 @@ def check_folders(settings: Settings) -> tuple[Folders, int]:
         (folders.report, not settings.no_report),
     ]
     check_output(folders.output, folders.dataset, side_folders=[folder for folder, used in sides if used])
-    if settings.overwrite and _names(folders.unknown):
-        _LOGGER.warning("%s: --overwrite leaves the photos that are there; delete what you don't need", folders.unknown)
+    if settings.overwrite:
+        left = {"photos": folders.unknown, "inspection pictures": folders.debug}
+        if not settings.exports:  # which would replace those that are there
+            left["exports"] = folders.export
+        for what, folder in left.items():
+            if _holds_any(folder):
+                _LOGGER.warning(
+                    "%s: --overwrite leaves the %s that are there; delete what you don't need", folder, what
+                )
     return folders, files
 
 
@@ -122,6 +129,13 @@ def _names(folder: Place) -> list[str]:
     except OSError as error:
         raise OutputError(f"--output {folder}: {error.strerror}; name a folder of your own") from None
     return [name for name in names if name not in {_LOCK, *_NOBODYS} and not TEMPORARY.fullmatch(name)]
+
+
+def _holds_any(folder: Place) -> bool:
+    try:
+        return bool(_names(folder))
+    except OutputError:  # a file; whoever writes there says so
+        return False
 
 
 @contextlib.contextmanager

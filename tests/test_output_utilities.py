@@ -637,17 +637,34 @@ def test_a_new_output_takes_no_folder_beside_it_that_holds_files(tmp_path, kind)
     check_output(tmp_path / "out", tmp_path / "photos", side_folders=[side])
 
 
-def test_overwriting_says_that_it_leaves_the_photos_that_were_set_aside(tmp_path, caplog):
+def overwriting(tmp_path, **changes):
     fill(tmp_path / "out", photo("a.jpg"))
     (tmp_path / "photos").mkdir()
-    settings = Settings(dataset_dir=str(tmp_path / "photos"), output=str(tmp_path / "out"), overwrite=True)
+    return Settings(dataset_dir=str(tmp_path / "photos"), output=str(tmp_path / "out"), overwrite=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("unknown", "photos"), ("debug", "inspection pictures"), ("export", "exports")]
+)
+def test_overwriting_says_what_it_leaves_beside_the_output(tmp_path, caplog, kind, what):
+    settings = overwriting(tmp_path, debug=True)
+    side = tmp_path / f"out-{kind}"
+    check_folders(settings)
+    side.mkdir()
     check_folders(settings)
     assert caplog.messages == []
-    (tmp_path / "out-unknown").mkdir()
-    (tmp_path / "out-unknown" / "b.jpg").touch()
+    (side / "b.jpg").touch()
     check_folders(settings)
-    [message] = caplog.messages
-    assert message.startswith(f"{tmp_path / 'out-unknown'}: --overwrite leaves the photos that are there")
+    assert caplog.messages == [f"{side}: --overwrite leaves the {what} that are there; delete what you don't need"]
+
+
+def test_overwriting_says_nothing_of_exports_that_are_made_anew_nor_of_a_file_in_a_folders_place(tmp_path, caplog):
+    settings = overwriting(tmp_path, export=("coco",))
+    (tmp_path / "out-export").mkdir()
+    (tmp_path / "out-export" / "coco.json").touch()
+    (tmp_path / "out-debug").touch()
+    check_folders(settings)
+    assert caplog.messages == []
 
 
 def test_features_and_mask_stand_beside_the_pixels(tmp_path):
