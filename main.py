@@ -593,6 +593,7 @@ def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings
     """Sends a cut-out and its record on their way, its thumbnails, and with `--debug` its inspection picture."""
     from picture_utilities import draw_cut_out, inspection_jpeg
     from record_utilities import photo_record, write_atomically
+    from writer_utilities import FATAL
 
     label, segmentation = photo.label, photo.segmentation
     record = photo_record(
@@ -615,12 +616,14 @@ def write_photo(photo: Photo, output: OutputFolder | Courier, settings: Settings
         path = (folders.debug / photo.file.name).with_suffix(".jpg")
         try:
             write_atomically(path, inspection_jpeg(photo, settings.background, scores))
-        except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
-            # Of a.png, beside a folder of photos that is called a.jpg.
+        except OSError as error:
+            # Of a.png, beside a folder of photos that is called a.jpg; or the whole folder's name is a file's.
             in_the_way = isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError)
-            if isinstance(error, OSError) and not (in_the_way and folders.debug.is_dir()):
+            if error.errno in FATAL or (in_the_way and not folders.debug.is_dir()):
                 reason = error.strerror
                 raise OutputError(f"{path}: can't be written: {reason}; leave out --debug, or make room") from None
+            _LOGGER.warning("%s: no inspection picture: %s", photo.file.source, error.strerror or error)
+        except Exception as error:  # whatever drawing one photo raises, its cut-out is what counts
             _LOGGER.warning("%s: no inspection picture: %s: %s", photo.file.source, type(error).__name__, error)
 
 

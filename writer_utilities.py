@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger("sam2vit")
 
 # What the whole run shares, unlike a name that this one file system can't store. EFBIG: of `ulimit -f`; ENOTCONN: an
 # object store does not answer; EMFILE, ENFILE: too many files are open.
-_FATAL = {
+FATAL = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN),
     *(errno.EMFILE, errno.ENFILE),
 }
@@ -138,7 +138,7 @@ class CutOutWriter:
         error = entry.written.exception()  # waits; an interrupt meanwhile leaves the entry for `close`
         self._pending.popleft()
         if isinstance(error, OSError):
-            if error.errno in _FATAL:
+            if error.errno in FATAL:
                 raise stopped(self._places.png(row), error)
             self._ledger.fail(row["source"], f"can't be written: {error.strerror or error}", stage="write")
             return
@@ -181,7 +181,7 @@ def copy_aside(photo: PhotoFile, folder: Place) -> None:
     try:
         write_atomically(path, contents)
     except OSError as error:
-        if error.errno not in _FATAL:
+        if error.errno not in FATAL:
             _LOGGER.warning("%s: can't be copied to %s: %s", photo.source, folder, error.strerror)
             return
         raise OutputError(

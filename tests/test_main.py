@@ -1,5 +1,6 @@
 """The whole program: most tests call main() in this process, those about signals and start-up run it as a user does."""
 
+import errno
 import json
 import os
 import re
@@ -230,6 +231,28 @@ def test_an_inspection_picture_whose_name_a_folder_has_is_done_without(run, tmp_
     assert (code, err) == (0, "")
     assert "a.jpg/b.png: no inspection picture: " in out
     assert len(pngs(tmp_path / "out")) == 2
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="their file systems take valid Unicode only")
+def test_an_inspection_picture_whose_folder_would_have_too_long_a_name_is_done_without(run, photos, tmp_path):
+    save_photo(photos / "a" / os.fsdecode(b"\xe4" * 90) / "b.png")  # as %E4 it is three times as long
+    code, out, err = run("--debug")
+    assert (code, err) == (1, "")
+    assert "/b.png: no inspection picture: File name too long" in out
+    [failure] = rows(tmp_path / "out" / "failures.jsonl")
+    assert (failure["stage"], failure["reason"]) == ("write", "can't be written: File name too long")
+    assert len(pngs(tmp_path / "out")) == 6
+    assert (tmp_path / "out-debug" / "car.webp.jpg").exists()
+
+
+def test_a_full_disk_of_inspection_pictures_ends_the_run(run, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("picture_utilities.inspection_jpeg", refuse)
+    code, _, err = run("--debug")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "can't be written: No space left on device; leave out --debug, or make room" in err
 
 
 def test_other_spellings_of_the_same_model_are_no_other_settings(run, sam2_checkpoint, monkeypatch):
