@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +22,12 @@ from device_utilities import Machine
 from flow_utilities import check_focus
 from focus_utilities import is_pointed_alike
 from folder_utilities import Folders, check_folders
-from output_utilities import refuse_other_points, refuse_other_settings
+from output_utilities import possible_moves, refuse_other_points, refuse_other_settings
 from photo_utilities import is_image
 from prompt_utilities import get_prompts
 from provenance_utilities import LATE, early_settings, settled_settings
+from record_utilities import Places, iterate_records
+from storage_utilities import Place, RemotePath
 
 _PHOTOS_SHOWN = 20
 _PROMPTS_SHOWN = 8
@@ -59,19 +64,51 @@ def preview(settings: Settings, console: Console) -> bool:
     }
     if settings.finds_subjects:
         facts["detector"] = describe(settings.detector, detector_checkpoints())
+    done, in_place = _find_done(Places(folders.output, folders.review), settings.items)
+    if settings.overwrite:
+        facts["overwrite"] = f"{count_of(in_place, 'cut-out')} of an earlier run would be deleted"
+        done = set()
+    elif done:
+        facts["done"] = (
+            f"{count_of(len(done), 'photo')} of an earlier run, which {'stays' if len(done) == 1 else 'stay'}"
+        )
     print_facts(console, facts)
     shown = min(_PROMPTS_SHOWN, len(prompts))
     for index in range(shown):
         print_facts(console, {"CLIP is asked": repr(prompts[index * len(prompts) // shown])})
     if not files:
         return False
-    files = min(files, settings.limit or files)
-    for photo in itertools.islice(find_photos(folders.dataset, exclude=folders.own), min(files, _PHOTOS_SHOWN)):
+    photos = itertools.islice(find_photos(folders.dataset, exclude=folders.own), settings.limit)
+    to_do = (photo for photo in photos if hash(photo.source) not in done)
+    for photo in itertools.islice(to_do, _PHOTOS_SHOWN):
         plan = f"{folders.output}/<item>/{photo.name}" if is_image(photo.path) else "no image, would be skipped"
         print_facts(console, {f"{photo.source} ->": plan})
-    if files > _PHOTOS_SHOWN:
-        console.print(f"... and {files - _PHOTOS_SHOWN} more", highlight=False)
+    more = sum(1 for _ in to_do)
+    if more:
+        console.print(f"... and {more} more", highlight=False)
     return True
+
+
+def _find_done(places: Places, items: Sequence[str]) -> tuple[set[int], int]:
+    """Returns hashes of the sources of photos that are done, and how many cut-outs are where their records say."""
+    found = {hash((folder, name)) for folder in places for name in _list_files(folder)}
+    done: set[int] = set()
+    in_place = 0
+    for row in iterate_records(places):
+        is_in_place = hash((places.of(row), row["file_name"])) in found
+        in_place += is_in_place
+        if is_in_place or any(hash(move) in found for move in possible_moves(row, places, items)):
+            done.add(hash(row["source"]))
+    return done, in_place
+
+
+def _list_files(folder: Place) -> Iterator[str]:
+    """Yields the files of an output, relative to it."""
+    if isinstance(folder, RemotePath):
+        yield from (str(path.relative_to(folder)) for path in folder.walk())
+        return
+    for each, _, files in os.walk(folder):
+        yield from (Path(each, file).relative_to(folder).as_posix() for file in files)
 
 
 def check_plan(settings: Settings, folders: Folders) -> None:

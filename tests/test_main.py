@@ -385,6 +385,51 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def planned(out):
+    """The facts of a dry run, and the photos that it lists."""
+    lines = [line.split("  ", 1) for line in out.splitlines() if "  " in line]
+    facts = {name: value.strip() for name, value in lines}
+    return facts, [name.removesuffix(" ->") for name in facts if name.endswith(" ->") and name != "notes.txt ->"]
+
+
+def test_a_dry_run_lists_what_is_left_to_be_done_and_counts_what_is_done(run, tmp_path):
+    assert "done" not in planned(run("--dry-run")[1])[0]
+    run("--limit", "2", "--min-margin", "0.001")
+    before = contents(tmp_path / "out")
+    facts, listed = planned(run("--dry-run", "--min-margin", "0.001")[1])
+    assert facts["done"] == "2 photos of an earlier run, which stay"
+    assert listed == ["car.jpg", "car.webp", "berlin/c.webp", "berlin/x/d.png"]
+    assert planned(run("--dry-run", "--min-margin", "0.001", "--limit", "2")[1])[1] == []
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_dry_run_says_how_many_cut_outs_overwrite_deletes(run):
+    run("--limit", "2")
+    facts, listed = planned(run("--dry-run", "--overwrite")[1])
+    assert facts["overwrite"] == "2 cut-outs of an earlier run would be deleted"
+    assert "done" not in facts
+    assert len(listed) == 6
+
+
+def test_a_dry_run_lists_photos_whose_cut_outs_were_deleted_and_not_those_moved_by_hand(run, tmp_path):
+    run()
+    deleted, moved, *_ = rows(tmp_path / "out" / "metadata.jsonl")
+    (tmp_path / "out" / deleted["file_name"]).unlink()
+    other = tmp_path / "out" / ("blue" if moved["label"] != "blue" else "red") / Path(moved["file_name"]).name
+    other.parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / moved["file_name"]).rename(other)
+    facts, listed = planned(run("--dry-run")[1])
+    assert (facts["done"], listed) == ("5 photos of an earlier run, which stay", [deleted["source"]])
+    assert "4 cut-outs" in planned(run("--dry-run", "--overwrite")[1])[0]["overwrite"]
+
+
+def test_a_dry_run_counts_what_it_does_not_list(run, many_photos):
+    run("--limit", "5", dataset=many_photos)
+    assert "... and 5 more" in run("--dry-run", dataset=many_photos)[1]
+    assert "... and 10 more" in run("--dry-run", "--overwrite", dataset=many_photos)[1]
+    assert "more" not in run("--dry-run", "--limit", "20", dataset=many_photos)[1]
+
+
 def test_a_dry_run_finds_the_file_of_a_yolo_detector(run, tmp_path):
     yolo = tmp_path / "mine.pt"
     code, _, err = run("--dry-run", "--focus", "detector", "--detector", f"yolo:{yolo}")

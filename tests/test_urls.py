@@ -135,6 +135,11 @@ def test_a_dry_run_writes_nothing(run, photos, url):
     assert not place(f"{url}/out").is_dir()
 
 
+def test_a_dry_run_counts_what_is_done(run, url):
+    run("--limit", "2", output=url)
+    assert "2 photos of an earlier run, which stay" in run("--dry-run", output=url)[1]
+
+
 def test_one_run_at_a_time(run, url, monkeypatch):
     quick = functools.partial(lease_utilities.hold_lease, watch=2)
     monkeypatch.setattr(folder_utilities, "hold_lease", quick)
