@@ -246,7 +246,8 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         return EXIT_SIGNALLED + (signals.number or signal.SIGINT)
     if not output.total and not output.failures:
         return _say_no_photos(settings)
-    facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
+    if written:
+        facts["speed"] = f"{written / seconds:.2f} photos/s, {count_of(written, 'photo')} in {format_seconds(seconds)}"
     complete = write_side_products(
         settings,
         folders,

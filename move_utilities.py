@@ -7,7 +7,7 @@ import itertools
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,27 +104,28 @@ def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: P
 
 
 def find_pngs(folder: Place) -> set[str]:
-    """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed.
+    """Returns the PNGs of a folder, relative to it, and deletes temporary files of runs that were killed."""
+    found: set[str] = set()
+    for file in list_files(folder):
+        if file.endswith(".png"):
+            found.add(file)
+        elif isinstance(folder, Path) and TEMPORARY.fullmatch(posixpath.basename(file)):
+            (folder / file).unlink(missing_ok=True)
+    return found
 
-    A folder of an item may be a link, to another disk.
+
+def list_files(folder: Place) -> Iterator[str]:
+    """Yields the files of an output's folder, relative to it; that of an item may be a link, to another disk.
 
     Raises:
         OutputError: A folder can't be read: what is in it would seem to be gone.
     """
     if isinstance(folder, RemotePath):
-        return {str(path.relative_to(folder)) for path in folder.walk() if path.suffix == ".png"}
-    if not folder.exists():
-        return set()
-    found: set[str] = set()
-    links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
-    for each, _, files in itertools.chain.from_iterable(os.walk(top, onerror=_refuse) for top in (folder, *links)):
-        for file in files:
-            path = Path(each, file)
-            if TEMPORARY.fullmatch(file):
-                path.unlink(missing_ok=True)
-            elif file.endswith(".png"):
-                found.add(path.relative_to(folder).as_posix())
-    return found
+        yield from (str(path.relative_to(folder)) for path in folder.walk())
+    elif folder.exists():
+        links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+        for each, _, files in itertools.chain.from_iterable(os.walk(top, onerror=_refuse) for top in (folder, *links)):
+            yield from (Path(each, file).relative_to(folder).as_posix() for file in files)
 
 
 def _refuse(error: OSError) -> None:

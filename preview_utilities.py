@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -22,12 +20,12 @@ from device_utilities import Machine
 from flow_utilities import check_focus
 from focus_utilities import is_pointed_alike
 from folder_utilities import Folders, check_folders
-from output_utilities import possible_moves, refuse_other_points, refuse_other_settings
+from move_utilities import list_files, possible_moves
+from output_utilities import refuse_other_points, refuse_other_settings
 from photo_utilities import is_image
 from prompt_utilities import get_prompts
 from provenance_utilities import LATE, early_settings, settled_settings
 from record_utilities import Places, iterate_records
-from storage_utilities import Place, RemotePath
 
 _PHOTOS_SHOWN = 20
 _PROMPTS_SHOWN = 8
@@ -91,7 +89,7 @@ def preview(settings: Settings, console: Console) -> bool:
 
 def _find_done(places: Places, items: Sequence[str]) -> tuple[set[int], int]:
     """Returns hashes of the sources of photos that are done, and how many cut-outs are where their records say."""
-    found = {hash((folder, name)) for folder in places for name in _list_files(folder)}
+    found = {hash((folder, name)) for folder in places for name in list_files(folder)}
     done: set[int] = set()
     in_place = 0
     for row in iterate_records(places):
@@ -100,15 +98,6 @@ def _find_done(places: Places, items: Sequence[str]) -> tuple[set[int], int]:
         if is_in_place or any(hash(move) in found for move in possible_moves(row, places, items)):
             done.add(hash(row["source"]))
     return done, in_place
-
-
-def _list_files(folder: Place) -> Iterator[str]:
-    """Yields the files of an output, relative to it."""
-    if isinstance(folder, RemotePath):
-        yield from (str(path.relative_to(folder)) for path in folder.walk())
-        return
-    for each, _, files in os.walk(folder):
-        yield from (Path(each, file).relative_to(folder).as_posix() for file in files)
 
 
 def check_plan(settings: Settings, folders: Folders) -> None:
