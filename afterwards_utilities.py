@@ -56,9 +56,9 @@ from record_utilities import (
     write_atomically,
 )
 from report_utilities import CONFUSION, EVALUATION, LOOKS, forget_evaluation, read_facts, read_looks, write_report
-from revision_utilities import find_revision, finish_revision
+from revision_utilities import Revision, find_revision, finish_revision, read_revisions
 from split_utilities import Split, parse_split
-from storage_utilities import is_url
+from storage_utilities import Place, is_url
 from threshold_utilities import describe, find_threshold
 from thumbnail_utilities import redraw_missing
 from verdict_utilities import to_correction
@@ -75,14 +75,12 @@ def curate(settings: Settings, console: Console) -> bool:
         with lock_output(output):
             return _curate(settings, output, console)
     except OSError as error:
-        raise OutputError(
-            f"{error.filename or output}: {error.strerror or error}; mend that, and start the same command again"
-        ) from None
+        raise OutputError(f"{_reason(error, output)}; mend that, and start the same command again") from None
 
 
 def _curate(settings: Settings, output: Path, console: Console) -> bool:
-    complete = True
-    begun = finish_revision(Places(output, sibling(output, "review")))
+    places = Places(output, sibling(output, "review"))
+    begun = finish_interrupted(places, sibling(output, "report"))
     finished = read_finished(output)
     if settings.given.get("dataset_dir") != "flag":
         dataset_dir = finished.settings.get("dataset_dir", settings.dataset_dir)
@@ -91,11 +89,26 @@ def _curate(settings: Settings, output: Path, console: Console) -> bool:
     check_side_products(settings, has_masks=not finished.settings.get("no_sam"))
     if settings.undo:
         # What was interrupted is what the user repeats, and not one more.
-        last = find_revision(finished.places, begun.undoes) if begun and begun.undoes else undo(finished)
+        last = (find_revision(places, begun.undoes) if begun and begun.undoes else None) or undo(finished)
         print_line(console, f"Taken back: {last.by}")
         if last.relabels:
             forget_evaluation(folders.report)
         finished = read_finished(output)
+    try:
+        return _finish(settings, folders, finished, console)
+    except (OSError, OutputError) as error:
+        if not settings.undo:
+            raise
+        raise OutputError(f"{_reason(error, output)}; the undo itself is done: go on with --report-only") from None
+    except KeyboardInterrupt:
+        if not settings.undo:
+            raise
+        raise KeyboardInterrupt("interrupted; the undo itself is done: go on with --report-only") from None
+
+
+def _finish(settings: Settings, folders: Folders, finished: Finished, console: Console) -> bool:
+    """Does what may follow an undo, or come alone; each of it may be repeated."""
+    complete = True
     if settings.apply:
         counts = apply_corrections(finished, Path(settings.apply))
         changed = counts.pop("changed")
@@ -123,8 +136,43 @@ def _curate(settings: Settings, output: Path, console: Console) -> bool:
         count=len(finished.records),
         facts=facts,
     )
-    complete &= not (settings.exports and finished.missing)
-    return complete
+    return complete and not (settings.exports and finished.missing)
+
+
+def _reason(error: OSError | OutputError, output: Path) -> str:
+    if isinstance(error, OutputError):
+        return str(error)
+    return f"{error.filename or output}: {error.strerror or error}"
+
+
+def finish_interrupted(places: Places, report: Place) -> Revision | None:
+    """Finishes what a kill has cut off in an output, with what belongs to it, and returns it; None where nothing was.
+
+    Args:
+        places: Of the output, which nobody else may be writing to.
+        report: The folder of its page.
+    """
+    begun = finish_revision(places)
+    if begun is not None and begun.relabels:
+        forget_evaluation(report)
+        _keep_replaced(places, begun)
+    return begun
+
+
+def _keep_replaced(places: Places, revision: Revision) -> None:
+    """Keeps the labels of people that other prompts have replaced, as they are no item any more, for `--apply`."""
+    lines = [
+        to_correction(before)
+        for before, after in revision.changes
+        if (before["label_source"], after["label_source"]) == ("human", "model") and revision.undoes is None
+    ]
+    if lines:
+        path = keep_corrections(places.output, lines)
+        _LOGGER.warning(
+            "labels that people gave and that are no item any more: %d, such as %r of %s; the photos have CLIP's now, "
+            "--undo takes all that back, and %s has the labels for --apply",
+            *(len(lines), lines[0][1], lines[0][3], path),
+        )
 
 
 def relabel_photos(finished: Finished, settings: Settings, console: Console) -> None:
@@ -157,12 +205,7 @@ def relabel_photos(finished: Finished, settings: Settings, console: Console) -> 
         f"{result.kept} keep the one that a human gave them, {result.moved_to_review} went to review",
     )
     if result.replaced:
-        path = keep_corrections(finished.places.output, filter(None, map(to_correction, result.replaced)))
-        _LOGGER.warning(
-            "labels that people gave and that are no item of %s: %d, such as %r of %s; the photos have CLIP's now, "
-            "--undo takes all that back, and %s has the labels for --apply",
-            *(settings.config, len(result.replaced), result.replaced[0]["label"], result.replaced[0]["source"], path),
-        )
+        _keep_replaced(finished.places, read_revisions(finished.places)[-1])
 
 
 def evaluate_labels(finished: Finished, settings: Settings, folders: Folders, console: Console) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
+from urllib.request import url2pathname
 
 from errors import ConfigError
 from prompt_utilities import MOST_PROMPTS, DecisionRule
@@ -205,7 +206,8 @@ def _plain(place: str, *, flag: str) -> str:
         raise ConfigError(f"{flag} {place}: {host} would be another machine; write file:///FOLDER, or a path")
     if not slash:
         raise ConfigError(f"{flag} {place}: names no folder; write file:///FOLDER, or a path")
-    plain = os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))  # names need not be UTF-8
+    path = f"/{path}"  # on Windows that of file:///C:/photos is C:\photos; elsewhere names need not be UTF-8
+    plain = url2pathname(path) if os.name == "nt" else os.fsdecode(unquote_to_bytes(os.fsencode(path)))
     if "\0" in plain:
         raise ConfigError(f"{flag} {place}: must not hold NUL; leave out %00")
     return plain
@@ -336,7 +338,7 @@ def _read_value(path: Path, key: str, name: str, value: Any) -> Any:
 def _check_lists(path: Path, lists: Sequence[Sequence[str]]) -> None:
     """Checks the prefixes, items and postfixes of a config file together, before their product is made."""
     for item in lists[1]:
-        problem = _folder_problem(item)
+        problem = folder_problem(item)
         if problem:
             raise ConfigError(f"{path}: 'items': {_quote(item)} can't be the name of a folder: {problem}")
     lengths = [len(each) for each in lists]
@@ -431,7 +433,7 @@ _RESERVED = {
 _OWN_FILES = {"metadata.jsonl", "failures.jsonl", "readme.md"}
 
 
-def _folder_problem(item: str) -> str | None:
+def folder_problem(item: str) -> str | None:
     """Says why an item can't be a folder on Linux, macOS or Windows; None where it can."""
     bad = sorted({character for character in item if character in '/\\<>:"|?*' or not character.isprintable()})
     problems = {

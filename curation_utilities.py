@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings
+from config_utilities import CAPTION_KEYS, PROMPT_KEYS, Settings, folder_problem
 from dataset_utilities import PhotoFile, alternative_name
 from errors import ConfigError, OutputError
 from feature_utilities import read_features
 from folder_utilities import sibling
-from move_utilities import find_moves, moved_record, put_into_subfolders
+from move_utilities import find_moves, moved_record, put_into_subfolders, refuse_links
 from prompt_utilities import Label
 from record_utilities import (
     BAD_MASK,
@@ -172,9 +172,12 @@ def read_finished(output: Path) -> Finished:
     """
     places = Places(output, sibling(output, "review"))
     finish_revision(places)
+    refuse_links(places)
     try:
         settings = json.loads((output / RUN).read_text(encoding="utf-8"))
         if not isinstance(settings, dict) or not all(isinstance(settings.get(key), list) for key in PROMPT_KEYS):
+            raise ValueError
+        if not all(isinstance(item, str) and folder_problem(item) is None for item in settings["items"]):
             raise ValueError
         settings.setdefault("decision", Settings.decision)
     except FileNotFoundError:
@@ -206,7 +209,7 @@ def read_finished(output: Path) -> Finished:
 
 
 def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]) -> int:
-    """Lets records say where a user has moved their cut-outs to, as a run does, and returns how many.
+    """Lets records say where a user has moved their cut-outs to, as a run does; returns how many are found again.
 
     Args:
         places: Of the output.
@@ -214,7 +217,7 @@ def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]
         missing: The sources whose cut-out is not where their record says.
     """
     lost = StoredRecords(places, lambda row: row["source"] in missing)
-    put_into_subfolders(lost.rows(), places, items)
+    put_back = put_into_subfolders(lost.rows(), places, items)
     moves = find_moves(lost.rows(), places, items, lambda folder, name: (folder / name).exists())
     moved = revise(
         places,
@@ -227,7 +230,7 @@ def _settle_moves(places: Places, items: Sequence[str], missing: Collection[str]
     )
     if moved:
         _LOGGER.warning("%s: cut-outs moved to another item by hand: %d; that stands", places.output, moved)
-    return moved
+    return moved + put_back
 
 
 def thresholds_of(settings: Mapping[str, Any]) -> Thresholds:
@@ -395,14 +398,14 @@ class Relabelling:
     Attributes:
         changed: Photos per (item before, item after).
         kept: Photos whose label a human has set, and which keep it.
-        replaced: The records, as they were, of photos whose label a human has set, and which is no item any more.
+        replaced: Photos whose label a human has set, and which is no item any more.
         photos: In all.
         moved_to_review: Photos that are in review and were not.
     """
 
     changed: Counter[tuple[str, str]]
     kept: int
-    replaced: Sequence[Row]
+    replaced: int
     photos: int
     moved_to_review: int
 
@@ -432,11 +435,10 @@ def relabel(
             f"{sources[int((indices < 0).argmax())]!r}; run over the photos again with --overwrite"
         )
     changed: Counter[tuple[str, str]] = Counter()
-    replaced: list[Row] = []
-    kept = to_review = 0
+    kept = replaced = to_review = 0
 
     def label_anew() -> Iterator[tuple[Row, Row]]:
-        nonlocal kept, to_review
+        nonlocal kept, replaced, to_review
         rows = finished.records.rows()
         for begin in range(0, len(sources), _AT_ONCE):
             labels = clip_model.decide_stored(features[indices[begin : begin + _AT_ONCE]])
@@ -444,8 +446,7 @@ def relabel(
                 by_human = row["label_source"] == "human" and row["label"] in clip_model.items
                 after = _relabelled(finished, row, label, thresholds, by_human=by_human)
                 kept += by_human
-                if row["label_source"] == "human" and not by_human:
-                    replaced.append(row)
+                replaced += row["label_source"] == "human" and not by_human
                 if row["label"] != after["label"]:
                     changed[row["label"], after["label"]] += 1
                 to_review += finished.places.of(after) == finished.places.review != finished.places.of(row)

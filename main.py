@@ -143,11 +143,10 @@ def afterwards(settings: Settings, console: Console) -> int:
 
 def run(settings: Settings, console: Console, signals: Signals) -> int:
     """Does the whole job: every photo of the dataset into the output folder."""
-    from afterwards_utilities import check_side_products
+    from afterwards_utilities import check_side_products, finish_interrupted
     from folder_utilities import check_folders, lock_output
     from record_utilities import Places, clear_temporaries
     from report_utilities import forget_evaluation
-    from revision_utilities import finish_revision
     from thumbnail_utilities import forget_thumbnails
 
     check_side_products(settings, has_masks=not settings.no_sam)
@@ -158,7 +157,7 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
         if not settings.overwrite:  # first of all: it may change what the plan is checked against
-            finish_revision(Places(folders.output, folders.review))
+            finish_interrupted(Places(folders.output, folders.review), folders.report)
         if settings.overwrite:
             forget_evaluation(folders.report)
             forget_thumbnails(folders.report)
@@ -666,8 +665,9 @@ def _console(settings: Settings, arguments: Sequence[str]) -> Iterator[Console]:
 
 
 def _command_line(arguments: Sequence[str]) -> str:
-    """Returns the command as a shell takes it, without what stands in a URL for a bucket and may be a secret."""
+    """Returns the command as a shell takes it, without what may be a secret in a URL: no bucket's name, or a query."""
     shown = [re.sub(r"://(?![\w.$-]*(:\d+)?(/|$)).*", "://...", argument) for argument in arguments]
+    shown = [re.sub(r"(://[^?]*\?).*", r"\1...", argument) for argument in shown]
     return shlex.join(["python", "main.py", *shown])
 
 

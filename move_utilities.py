@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from errors import OutputError
-from record_utilities import MOVED, REVIEW, TEMPORARY, Places, iterate_records
+from record_utilities import BAD_MASK, MOVED, REVIEW, TEMPORARY, WRONG, Places, iterate_records
 from storage_utilities import Place, RemotePath
+
+_OF_SYSTEMS = {"lost+found", "System Volume Information"}  # folders that may not be entered; no item is called so
 
 
 def find_moves(
@@ -89,11 +91,13 @@ def put_into_subfolders(lost: Iterable[Mapping[str, Any]], places: Places, items
 def moved_record(row: Mapping[str, Any], place: Place, file_name: str, places: Places) -> dict[str, Any]:
     """Returns the record of a cut-out that a user has moved: its item is a human's word.
 
-    But to put it into review under the item that it had is to doubt that.
+    But to put it into review under the item that it had is to doubt that. And what is put into the output is neither
+    wrong nor badly cut any more.
     """
-    flags = [flag for flag in row["flags"] if flag not in (MOVED, REVIEW)]
     label = file_name.partition("/")[0]
     doubted = place == places.review and label == row["label"]
+    lapsed = {MOVED, REVIEW, *([] if doubted else [WRONG]), *([BAD_MASK] if place == places.output else [])}
+    flags = [flag for flag in row["flags"] if flag not in lapsed]
     return {
         **row,
         "file_name": file_name,
@@ -115,20 +119,36 @@ def find_pngs(folder: Place) -> set[str]:
 
 
 def list_files(folder: Place) -> Iterator[str]:
-    """Yields the files of an output's folder, relative to it; that of an item may be a link, to another disk.
+    """Yields the files of an output's folder, relative to it, but for those in folders that no item has.
 
     Raises:
         OutputError: A folder can't be read: what is in it would seem to be gone.
     """
     if isinstance(folder, RemotePath):
         yield from (str(path.relative_to(folder)) for path in folder.walk())
-    elif folder.exists():
-        links = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
-        for each, _, files in itertools.chain.from_iterable(os.walk(top, onerror=_refuse) for top in (folder, *links)):
-            yield from (Path(each, file).relative_to(folder).as_posix() for file in files)
+        return
+    for top, folders, files in os.walk(folder, onerror=_refuse) if folder.exists() else ():
+        if Path(top) == folder:
+            folders[:] = [name for name in folders if not name.startswith((".", "$")) and name not in _OF_SYSTEMS]
+        yield from (Path(top, file).relative_to(folder).as_posix() for file in files)
+
+
+def refuse_links(places: Places) -> None:
+    """Refuses folders of items that are links: what lies behind them would be moved and deleted.
+
+    Raises:
+        OutputError: There is one.
+    """
+    for folder in places:
+        for path in folder.iterdir() if isinstance(folder, Path) and folder.is_dir() else ():
+            if path.is_symlink() and path.is_dir():
+                raise OutputError(
+                    f"{path}: is a link to a folder, and what is in it would be done again, or count twice; "
+                    "put the folder itself there, or take the link away"
+                )
 
 
 def _refuse(error: OSError) -> None:
     raise OutputError(
-        f"{error.filename}: can't be read: {error.strerror}; mend that, or the photos in it would be done again"
+        f"{error.filename}: can't be read: {error.strerror}; mend that, as the photos in it would be done again"
     ) from None

@@ -24,7 +24,7 @@ from dataset_utilities import PhotoFile, alternative_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
 from folder_utilities import sibling, unwritable
-from move_utilities import find_moves, find_pngs, moved_record, possible_moves, put_into_subfolders
+from move_utilities import find_moves, find_pngs, moved_record, possible_moves, put_into_subfolders, refuse_links
 from record_utilities import (
     BAD_MASK,
     CARD,
@@ -115,6 +115,7 @@ class OutputFolder:
         self._sure: Counter[str] = Counter()  # how many they are sums of
         try:
             output.mkdir(parents=True, exist_ok=True)
+            refuse_links(self.places)
             with contextlib.suppress(*([OutputError] if overwrite else [])):  # of a log that is damaged
                 finish_revision(self.places)  # first: it may change what the settings are, and what people have said
             if overwrite:
@@ -214,7 +215,11 @@ class OutputFolder:
         self._metadata_of(row).append(to_line(row))
         self._count(row)
         if self._failures.pop(row["source"], None) and self._unknown is not None:
-            (self._unknown / row["source"]).unlink(missing_ok=True)  # it has a subject after all
+            copy = self._unknown / row["source"]
+            try:
+                copy.unlink(missing_ok=True)  # it has a subject after all
+            except OSError as error:
+                _LOGGER.warning("%s: stays, though its photo is done: %s", copy, error.strerror)
 
     def fail(self, source: str, reason: str, *, stage: str) -> None:
         """Records a photo that can't be done; the next run tries it again."""
@@ -466,7 +471,9 @@ class OutputFolder:
 
 def keep_corrections(output: Place, lines: Iterable[tuple[str, str, str, str]]) -> Place:
     """Writes lines of `to_correction` into a new file beside an output, for `--apply`, and returns its path."""
-    path = sibling(output, f"corrections-{time.strftime('%Y%m%d-%H%M%S')}.csv")
+    begins = f"corrections-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([f"{begins}.csv"], (f"{begins}-{number}.csv" for number in itertools.count(2)))
+    path = next(path for path in (sibling(output, name) for name in names) if not path.exists())
     write_atomically(path, format_csv(CORRECTIONS, lines))
     return path
 

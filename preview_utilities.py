@@ -17,6 +17,7 @@ from console_utilities import count_of, print_facts
 from dataset_utilities import find_photos
 from detector_utilities import check_detector, detector_checkpoints
 from device_utilities import Machine
+from errors import OutputError
 from flow_utilities import check_focus
 from focus_utilities import is_pointed_alike
 from folder_utilities import Folders, check_folders
@@ -62,7 +63,10 @@ def preview(settings: Settings, console: Console) -> bool:
     }
     if settings.finds_subjects:
         facts["detector"] = describe(settings.detector, detector_checkpoints())
-    done, in_place = _find_done(Places(folders.output, folders.review), settings.items)
+    try:
+        done, in_place = _find_done(Places(folders.output, folders.review), settings.items)
+    except OSError as error:
+        raise OutputError(f"{error.filename}: can't be read: {error.strerror}; mend its permissions") from None
     if settings.overwrite:
         facts["overwrite"] = f"{count_of(in_place, 'cut-out')} of an earlier run would be deleted"
         done = set()

@@ -33,9 +33,10 @@ from checkpoint_utilities import file_digest
 from config_utilities import PROGRAM_DIR
 from dataset_utilities import PhotoFile, name_cut_out
 from device_utilities import ONE_ARENA
-from errors import ConfigError, DeviceError, UserError
+from errors import CheckpointError, ConfigError, DeviceError, UserError
 from lock_utilities import hold_lock
 from record_utilities import Places, Thresholds, write_atomically
+from storage_utilities import is_file
 from writer_utilities import CutOutWriter, copy_aside
 
 if TYPE_CHECKING:
@@ -207,8 +208,9 @@ class CarriedFiles:
 
 def _find_or_fetch(path: str, digest: str, fetch: Callable[[str], bytes]) -> str:
     """Returns a file's path where it is on this machine, else that of a copy, which is kept under its digest."""
-    if Path(path).is_file() and file_digest(Path(path)) == digest:  # shared by all nodes, or the driver's own
-        return path
+    with contextlib.suppress(CheckpointError):  # it can't be read here
+        if is_file(Path(path)) and file_digest(Path(path)) == digest:  # shared by all nodes, or the driver's own
+            return path
     copy = Path.home() / ".cache" / "sam2vit" / digest[:16] / Path(path).name
     copy.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(copy.with_name(f".{copy.name}.lock"), on_held=lambda: None):

@@ -169,6 +169,15 @@ def iterate_records(folders: Iterable[Place]) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+def is_record(value: Any) -> bool:
+    """Whether a value is a sound record."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), kind) for key, kind in RECORD_TYPES.items())
+        and is_sound(value)
+    )
+
+
 def is_sound(row: dict[str, Any]) -> bool:
     """Whether a row of `RECORD_TYPES` has in it what readers take for granted, whatever a hand has written there.
 
@@ -195,9 +204,13 @@ def is_sound(row: dict[str, Any]) -> bool:
 
 def _is_inside(label: str, file_name: str, source: str) -> bool:
     """Whether a record names a cut-out in its item's folder, and a photo in the dataset, and nothing elsewhere."""
+    if os.name == "nt":
+        source = source.replace("\\", "/")
     parts = {*file_name.replace("\\", "/").split("/"), *source.split("/")}
     return (
         not parts & {".", ".."}
+        and "\0" not in file_name + source
+        and not (os.name == "nt" and source[1:2] == ":")
         and label not in ("", ".", "..")
         and not set(label) & {"/", "\\", ":"}
         and file_name.startswith(f"{label}/")
@@ -277,7 +290,7 @@ def append_records(folder: Place, rows: Collection[Mapping[str, Any]]) -> None:
     """Appends records, where there are any, to a folder's metadata.jsonl."""
     if rows:
         with contextlib.closing(open_to_append(folder / METADATA)) as file:
-            file.append(b"".join(map(to_line, rows)))
+            file.append(b"\n" + b"".join(map(to_line, rows)))  # what comes before may be torn
             file.sync()
 
 

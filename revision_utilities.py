@@ -30,12 +30,14 @@ from record_utilities import (
     AppendedFile,
     Places,
     StoredRecords,
+    is_record,
     remove_empty,
     stopped,
     to_line,
     write_atomically,
     write_records,
 )
+from storage_utilities import RemotePath
 
 REVISIONS = ".revisions.jsonl"
 _TAIL = 4096  # bytes at the end of the log that hold its last line, where a revision is done
@@ -171,8 +173,13 @@ def finish_revision(places: Places) -> Revision | None:
         OutputError: The output can't be written.
     """
     path = places.output / REVISIONS
-    if _is_finished(path):
-        return None
+    try:
+        if _is_finished(path):
+            return None
+    except OSError as error:
+        raise OutputError(f"{path}: can't be read: {error.strerror}; mend that") from None
+    if isinstance(path, RemotePath):
+        raise OutputError(f"{path}: tells of a change that was cut off; copy the output to a disk to have it finished")
     *_, (last, end) = _parse(path)
     try:
         os.truncate(path, end)
@@ -193,9 +200,9 @@ def read_revisions(places: Places) -> list[Revision]:
     return [revision for revision, _ in _parse(places.output / REVISIONS) if revision is not None]
 
 
-def find_revision(places: Places, number: int) -> Revision:
-    """Returns the revision with a number."""
-    return next(each for each in read_revisions(places) if each.number == number)
+def find_revision(places: Places, number: int) -> Revision | None:
+    """Returns the revision with a number; None where there is none."""
+    return next((each for each in read_revisions(places) if each.number == number), None)
 
 
 def to_undo(places: Places) -> Revision | None:
@@ -244,11 +251,11 @@ def _parse(path: Path) -> Iterator[tuple[Revision | None, int]]:
         while line := file.readline():
             head = _load(line)
             changes_begin = end = begin + len(line)
-            count, whole = 0, "changes" in head
-            for line in itertools.islice(file, head.get("changes", 0)):
+            count, whole = 0, _is_head(head)
+            for line in itertools.islice(file, head["changes"] if whole else 0):
                 count += 1
                 end += len(line)
-                whole = whole and bool(_load(line))
+                whole = whole and _is_change(_load(line))
             whole = whole and count == head["changes"]
             mark = file.readline()
             done = whole and "done" in _load(mark)
@@ -265,6 +272,23 @@ def _parse(path: Path) -> Iterator[tuple[Revision | None, int]]:
 def _read_revision(head: Mapping[str, Any], changes: Changes, *, done: bool) -> Revision:
     settings = head["settings"] and tuple(head["settings"])
     return Revision(head["revision"], head["by"], head["undoes"], settings, changes, done)
+
+
+def _is_head(head: Mapping[str, Any]) -> bool:
+    """Whether a line of the log begins a revision."""
+    settings = head.get("settings")
+    return (
+        all(type(head.get(key)) is int and head[key] >= 0 for key in ("revision", "changes"))
+        and isinstance(head.get("by"), str)
+        and (head.get("undoes") is None or type(head["undoes"]) is int)
+        and (settings is None or (isinstance(settings, list) and [type(each) for each in settings] == [dict, dict]))
+    )
+
+
+def _is_change(change: Mapping[str, Any]) -> bool:
+    """Whether a line of the log is a change of one photo's record, whoever may have written it there."""
+    rows = change.get("before"), change.get("after")
+    return all(map(is_record, rows)) and rows[0]["source"] == rows[1]["source"]
 
 
 def _load(line: bytes) -> dict[str, Any]:

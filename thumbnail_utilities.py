@@ -86,7 +86,8 @@ def forget_thumbnails(folder: Place) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise OutputError(f"{folder / THUMBNAILS}: can't be deleted: {error.strerror}; mend that") from None
+            reason = error.strerror or error
+            raise OutputError(f"{folder / THUMBNAILS}: can't be deleted: {reason}; mend that") from None
 
 
 def redraw_missing(

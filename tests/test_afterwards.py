@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import afterwards_utilities
 import main
 import revision_utilities
 from config_utilities import PROGRAM_DIR, SAMPLE_PHOTOS
 from csv_utilities import format_csv
+from errors import OutputError
 from png_utilities import read_mask
 from program import contents, pngs, rows
 from thumbnail_utilities import source_digest
@@ -175,7 +177,7 @@ def test_labels_of_people_that_are_no_item_any_more_are_kept_beside_the_output(d
     config.write_text(json.dumps(json.loads(before) | {"items": ["green", "yellow"]}))
     out = " ".join(afterwards("--relabel", "--config", config)[1].split())
     [kept] = tmp_path.glob("out-corrections-*.csv")
-    assert f"labels that people gave and that are no item of {config}: 1, such as '{other}' of a.png;" in out
+    assert f"labels that people gave and that are no item any more: 1, such as '{other}' of a.png;" in out
     assert dict(index(tmp_path / "out-report")["facts"])["prompts"] == describe(2)
     config.write_text(before)
     assert "labels that people gave" not in afterwards("--relabel", "--config", config)[1]
@@ -206,6 +208,51 @@ def test_an_undo_that_was_interrupted_takes_back_no_more_than_itself(done, after
     assert records(done)[second["source"]] == second
     assert "0.csv" in afterwards("--undo")[1]
     assert records(done)[first["source"]] == first
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), OutputError("no room")])
+def test_an_undo_is_not_asked_for_again_where_what_follows_it_fails(done, afterwards, tmp_path, monkeypatch, error):
+    row = records(done)["a.png"]
+    lines = [(row["file_name"], "", "wrong")]
+    afterwards("--apply", write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], lines))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(afterwards_utilities, "write_report", fail)
+    code, _, err = afterwards("--undo")
+    assert code == (130 if error is KeyboardInterrupt else 2)
+    assert err.endswith("; the undo itself is done: go on with --report-only\n")
+    assert records(done)["a.png"] == row
+
+
+@pytest.mark.parametrize("finishes", ["the same", "a report", "a run"])
+def test_a_relabelling_that_was_interrupted_keeps_labels_too_and_no_evaluation(
+    done, run, afterwards, config, tmp_path, monkeypatch, finishes
+):
+    row = records(done)["a.png"]
+    other = "blue" if row["label"] != "blue" else "red"
+    path = write_csv(tmp_path / "c.csv", ["file_name", "item", "verdict"], [(row["file_name"], other, "wrong")])
+    afterwards("--apply", path)
+    afterwards("--evaluate", path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"items": ["green", "yellow"]}))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(revision_utilities, "_make", stop)
+        assert afterwards("--relabel", "--config", config)[0] == 130
+    assert (tmp_path / "out-report" / "evaluation.json").exists()
+    again = {
+        "the same": lambda: afterwards("--relabel", "--config", config),
+        "a report": lambda: afterwards("--report-only"),
+        "a run": run,
+    }
+    assert again[finishes]()[0] == 0
+    [kept] = tmp_path.glob("out-corrections-*.csv")
+    assert f"{other}/a.png,{other},right,a.png" in kept.read_text()
+    assert not (tmp_path / "out-report" / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_what_a_human_has_said_stays_where_the_item_is_still_one(output, tmp_pat
     settings = {**finished.settings, "items": ["red", "navy"]}
     result = relabel(finished, Model(["red", "navy"]), thresholds=Thresholds(), settings=settings, by="a test")
     found = records(output)
-    assert (result.kept, [row["source"] for row in result.replaced]) == (1, ["sub/b.jpg"])
+    assert (result.kept, result.replaced) == (1, 1)
     assert (found["a.jpg"]["label"], found["a.jpg"]["label_source"], found["a.jpg"]["model_label"]) == (
         "red",
         "human",
@@ -502,3 +502,34 @@ def test_a_cut_out_that_is_gone_is_not_that_of_another_photo(output):
     assert read_finished(output).missing == {"c.webp"}  # blue/c.png is another photo's
     move(output, "blue/c.png", "red/c.png")
     assert read_finished(output).missing == {"c.jpg", "c.webp"}  # either's
+
+
+@pytest.mark.parametrize("flag", ["wrong", "bad mask"])
+def test_what_a_user_puts_from_review_into_the_output_is_neither_wrong_nor_badly_cut(output, tmp_path, flag):
+    apply_corrections(read_finished(output), corrections(tmp_path, ("red/a.png", "", flag)))
+    move(output, "../out-review/red/a.png", "blue/a.png")
+    finished = read_finished(output)
+    set_thresholds(finished, Thresholds(), by="a test")
+    assert (records(output)["a.jpg"]["label"], records(output)["a.jpg"]["flags"]) == ("blue", ["moved by hand"])
+
+
+def test_a_cut_out_that_was_dragged_out_of_its_subfolder_is_put_back(output, caplog):
+    move(output, "red/sub/b.png", "red/b.png")
+    assert read_finished(output).missing == set()
+    assert (output / "red" / "sub" / "b.png").exists()
+    assert "gone" not in caplog.text
+
+
+@pytest.mark.parametrize("item", ["..", "a/b", "", 7])
+def test_an_output_whose_items_are_no_folders_is_damaged(output, item):
+    settings = json.loads((output / RUN).read_text())
+    (output / RUN).write_text(json.dumps({**settings, "items": ["red", item]}))
+    with pytest.raises(OutputError, match="is damaged"):
+        read_finished(output)
+
+
+def test_an_output_with_a_link_to_a_folder_is_refused(output, tmp_path):
+    (output / "red").rename(tmp_path / "disk")
+    (output / "red").symlink_to(tmp_path / "disk")
+    with pytest.raises(OutputError, match="out/red: is a link to a folder"):
+        read_finished(output)

@@ -758,24 +758,40 @@ def test_mending_holds_no_records_in_memory(tmp_path):
     assert peak < 1500 * 3000  # bytes; 4,800 each when they were held as dictionaries
 
 
-def test_an_item_that_is_a_link_to_another_disk_keeps_its_cut_outs(tmp_path):
-    fill(tmp_path / "out", photo("a.jpg"))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_item_that_is_a_link_is_refused_before_anything_is_done_again_or_deleted(tmp_path, overwrite):
+    fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
     (tmp_path / "out" / "red").rename(tmp_path / "disk")
     (tmp_path / "out" / "red").symlink_to(tmp_path / "disk")
+    with pytest.raises(OutputError, match=r"out/red: is a link to a folder, .*; put the folder itself there, or take"):
+        open_folder(tmp_path / "out", overwrite=overwrite)
+    assert len(rows(tmp_path / "out" / "metadata.jsonl")) == len(tree(tmp_path / "disk")) == 2
+
+
+def test_folders_of_systems_that_may_not_be_entered_are_left_alone(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"))
+    refused = ("lost+found", "System Volume Information", "$RECYCLE.BIN", ".Spotlight-V100")
+    for name in refused:
+        (tmp_path / "out" / name).mkdir()
+    refuse_folders(monkeypatch, *refused)
     with open_folder(tmp_path / "out") as again:
         assert again.is_done(photo("a.jpg"))
 
 
-def test_an_item_that_can_not_be_read_ends_the_run_before_its_photos_are_done_again(tmp_path, monkeypatch):
-    fill(tmp_path / "out", photo("a.jpg"))
+def refuse_folders(monkeypatch, *names):
     scandir = os.scandir
 
     def refuse(path):
-        if Path(path).name == "red":
+        if Path(path).name in names:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_an_item_that_can_not_be_read_ends_the_run_before_its_photos_are_done_again(tmp_path, monkeypatch):
+    fill(tmp_path / "out", photo("a.jpg"))
+    refuse_folders(monkeypatch, "red")
     with pytest.raises(OutputError, match=r"out/red: can't be read: Permission denied; mend that"):
         open_folder(tmp_path / "out")
     assert len(rows(tmp_path / "out" / "metadata.jsonl")) == 1
@@ -798,6 +814,8 @@ def test_a_kill_between_the_files_loses_no_record_of_what_was_moved(tmp_path, mo
     fill(tmp_path / "out", photo("a.jpg"), photo("b.jpg"))
     (tmp_path / "out-review" / "train").mkdir(parents=True)
     (tmp_path / "out" / "red" / "a.png").rename(tmp_path / "out-review" / "train" / "a.png")
+    torn = tmp_path / "out-review" / "metadata.jsonl"
+    torn.write_text('{"file_name": "red/z.p')
     write = output_utilities.write_records
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -861,3 +879,11 @@ def test_a_photo_that_has_a_subject_after_all_is_not_set_aside_any_more(tmp_path
     assert (unknown / "a.jpg").exists()
     fill(tmp_path / "out", photo("a.jpg"), unknown=unknown)
     assert not (unknown / "a.jpg").exists()
+
+
+def test_a_copy_that_can_not_be_deleted_does_not_end_the_run(tmp_path, caplog):
+    with open_folder(tmp_path / "out") as output:
+        output.fail("a.jpg", "no subject: none", stage="focus")
+    (tmp_path / "out-unknown" / "a.jpg").mkdir(parents=True)
+    fill(tmp_path / "out", photo("a.jpg"), unknown=tmp_path / "out-unknown")
+    assert "out-unknown/a.jpg: stays, though its photo is done" in caplog.text

@@ -193,6 +193,8 @@ def test_temporary_files_of_others_stay(tmp_path):
         {"label": "", "file_name": "/a.png"},
         {"source": "/etc/passwd"},
         {"source": "../a.jpg"},
+        {"file_name": "red/a\0.png"},
+        {"source": "a\0.jpg"},
     ],
 )
 def test_a_record_of_anything_outside_its_folders_is_none(tmp_path, strange):

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -166,3 +167,41 @@ def test_a_log_that_is_damaged_in_the_middle_is_said_to_be(places):
     log.write_bytes(log.read_bytes().replace(b'"before"', b'"before', 1))
     with pytest.raises(OutputError, match=r"revisions.jsonl: is damaged at line 1; delete it: records stay"):
         read_revisions(places)
+
+
+HEAD = {"revision": 1, "by": "x", "time": "now", "undoes": None, "settings": None, "changes": 1}
+EVIL = row("a.jpg") | {"file_name": "red/../../victim.png"}
+
+
+@pytest.mark.parametrize(
+    ("head", "change"),
+    [
+        ({}, {"before": EVIL, "after": row("a.jpg", "blue")}),
+        ({}, {"before": row("a.jpg"), "after": EVIL}),
+        ({}, {"before": row("a.jpg"), "after": row("c.jpg", "blue")}),
+        ({}, {"before": row("a.jpg")}),
+        ({}, {"before": 1, "after": row("a.jpg")}),
+        ({"changes": "1"}, {"before": row("a.jpg"), "after": row("a.jpg", "blue")}),
+        ({"settings": [1, {}]}, {"before": row("a.jpg"), "after": row("a.jpg", "blue")}),
+        ({"undoes": "x"}, {"before": row("a.jpg"), "after": row("a.jpg", "blue")}),
+        ({"by": None}, {"before": row("a.jpg"), "after": row("a.jpg", "blue")}),
+    ],
+)
+@pytest.mark.parametrize("done", [False, True])
+def test_a_strangers_log_moves_nothing(places, head, change, done):
+    victim = places.output.parent / "victim.png"
+    victim.write_text("mine")
+    lines = [{**HEAD, **head}, change, *([{"revision": 1, "done": True}, {"revision": 2}] if done else [])]
+    (places.output / REVISIONS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = pngs(places.output.parent)
+    for act in (finish_revision, to_undo):
+        with contextlib.suppress(OutputError):
+            assert act(places) is None
+    assert pngs(places.output.parent) == before
+    assert victim.read_text() == "mine"
+
+
+def test_a_log_that_can_not_be_read_is_one_line(places):
+    (places.output / REVISIONS).mkdir()
+    with pytest.raises(OutputError, match=r"revisions.jsonl: can't be read: Is a directory; mend that"):
+        finish_revision(places)
