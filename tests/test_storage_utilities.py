@@ -568,7 +568,8 @@ def test_a_run_without_its_lease_records_nothing_any_more(folder):
     with fence(folder / ".lock", lost.is_set):
         output = OutputFolder(folder, {}, items=["red"])
         before = {path: path.read_bytes() for path in folder.walk()}
-        output.record({"source": "a.jpg", "label": "red", "item_probability": 0.9, "flags": []}, np.zeros(4))
+        row = {"source": "a.jpg", "label": "red", "model_label": "red", "item_probability": 0.9, "flags": []}
+        output.record(row, np.zeros(4))
         output.fail("b.jpg", "is broken", stage="decode")
         lost.set()
         with pytest.raises(OutputError, match="another run has taken the output over"), output:

@@ -44,7 +44,7 @@ def write_all(output: Path, *, photos: int = 6, margin: float = 0.05, overwrite:
     check_output(output, output.parent / "photos")
     with lock_output(output):
         clear_temporaries(unknown)
-        settings = {"margin": margin, "items": _ITEMS}
+        settings = {"margin": margin, "prefixes": ["a"], "items": _ITEMS, "postfixes": ["car"]}
         options = {"threads": 1, "unknown": unknown, "overwrite": overwrite, "thresholds": Thresholds(mask_score=0.5)}
         folder = OutputFolder(output, settings, items=_ITEMS, **options)
         with folder:
