@@ -49,6 +49,15 @@ class FeatureFile:
             self._file = open_to_append(self._path, _HEAD.pack(_MARK, len(features), 0))
         self._file.append(_digest(source) + features.astype("<f2").tobytes())
 
+    def flush(self) -> None:
+        """Hands over what has been gathered: a kill of this process takes none of it any more.
+
+        Raises:
+            OutputError: It can't be written.
+        """
+        if self._file is not None:
+            self._file.flush()
+
     def sync(self) -> None:
         """Waits until the features are on the disk."""
         if self._file is not None:

@@ -125,9 +125,9 @@ class OutputFolder:
             write_atomically(output / RUN, json.dumps(run_settings, indent=1).encode())
             self._orphans = self._take_stock()
             self._write_cards()
-            self._metadata = {output: open_to_append(output / METADATA)}
-            self._failures_file = open_to_append(output / FAILURES)
             self._features = FeatureFile(output)
+            self._metadata = {output: self._open_metadata(output)}
+            self._failures_file = open_to_append(output / FAILURES)
         except OSError as error:
             raise unwritable(output, error) from None
         self._writer = CutOutWriter(
@@ -210,7 +210,7 @@ class OutputFolder:
         Raises:
             OutputError: The record can't be written.
         """
-        if features is not None:  # before the record: what is recorded has its features
+        if features is not None:  # before the record, see `_open_metadata`
             self._features.append(row["source"], features)
         self._metadata_of(row).append(to_line(row))
         self._count(row)
@@ -313,10 +313,13 @@ class OutputFolder:
         folder = self.places.of(row)
         if folder not in self._metadata:
             try:
-                self._metadata[folder] = open_to_append(folder / METADATA)
+                self._metadata[folder] = self._open_metadata(folder)
             except OSError as error:
                 raise stopped(folder / METADATA, error) from None
         return self._metadata[folder]
+
+    def _open_metadata(self, folder: Place) -> AppendedFile:
+        return open_to_append(folder / METADATA, before=self._features.flush)  # what is recorded has its features
 
     def _count(self, row: Mapping[str, Any]) -> None:
         if REVIEW in row["flags"]:

@@ -30,14 +30,15 @@ class PartsFile:
     Args:
         path: The file.
         head: What it begins with, where it is new.
+        before: Called before a part is written: writes what the pieces in it rely on.
 
     Raises:
         OSError: The store can't be read or written.
     """
 
-    def __init__(self, path: RemotePath, head: bytes = b"") -> None:
+    def __init__(self, path: RemotePath, head: bytes = b"", *, before: Callable[[], None] = lambda: None) -> None:
         join(path)
-        self._path = path
+        self._path, self._before = path, before
         self._begin = f"{path.name}-{time.time_ns():020}"
         self._serial = 0
         self._gathered = bytearray(b"" if not head or path.exists() else head)
@@ -61,6 +62,7 @@ class PartsFile:
             OSError: It can't be written.
         """
         if self._gathered:
+            self._before()
             name = f"{self._begin}-{self._serial:08}"
             (self._path.parent / _FOLDER / name).write_bytes(bytes(self._gathered))
             self._serial += 1

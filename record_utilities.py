@@ -393,6 +393,9 @@ class AppendedFile:
                 self._file.truncate(size)
             raise stopped(self._path, error) from None
 
+    def flush(self) -> None:
+        """Does nothing: no piece waits for others."""
+
     def sync(self) -> None:
         """Waits until the pieces are on the disk.
 
@@ -412,12 +415,18 @@ class AppendedFile:
 class _AppendedObject:
     """As `AppendedFile`, in an object store: pieces are there some seconds later, and in the file after `sync`."""
 
-    def __init__(self, path: RemotePath, head: bytes = b"") -> None:
-        self._path, self._parts = path, PartsFile(path, head)
+    def __init__(self, path: RemotePath, head: bytes, before: Callable[[], None]) -> None:
+        self._path, self._parts = path, PartsFile(path, head, before=before)
 
     def append(self, data: bytes) -> None:
         try:
             self._parts.append(data)
+        except OSError as error:
+            raise stopped(self._path, error) from None
+
+    def flush(self) -> None:
+        try:
+            self._parts.flush()
         except OSError as error:
             raise stopped(self._path, error) from None
 
@@ -428,17 +437,24 @@ class _AppendedObject:
             raise stopped(self._path, error) from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # after an error; else nothing is left
-            self._parts.flush()
+        with contextlib.suppress(OutputError):  # after an error; else nothing is left
+            self.flush()
 
 
-def open_to_append(path: Place, head: bytes = b"") -> AppendedFile | _AppendedObject:
+def open_to_append(
+    path: Place, head: bytes = b"", *, before: Callable[[], None] = lambda: None
+) -> AppendedFile | _AppendedObject:
     """Returns a file that pieces are appended to; see `AppendedFile`.
+
+    Args:
+        path: The file.
+        head: What it begins with, where it is new.
+        before: In an object store, where pieces gather: called before they are written; flushes what they rely on.
 
     Raises:
         OSError: The file can't be opened.
     """
-    return _AppendedObject(path, head) if isinstance(path, RemotePath) else AppendedFile(path, head)
+    return _AppendedObject(path, head, before) if isinstance(path, RemotePath) else AppendedFile(path, head)
 
 
 def stopped(path: Place, error: OSError) -> OutputError:

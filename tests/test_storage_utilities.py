@@ -390,6 +390,24 @@ def test_features_keep_their_places_where_a_run_is_killed_after_it_has_joined_th
     assert features[indices, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_what_is_recorded_has_its_features_whenever_a_run_is_killed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_utilities, "_BYTES", 100)  # a record is longer, its features are not
+    output = OutputFolder(folder, {}, items=["red"])
+    row = {
+        "source": "a.jpg",
+        "label": "red",
+        "model_label": "red",
+        "item_probability": 0.9,
+        "flags": [],
+        "size": [1] * 50,
+    }
+    output.record(row, np.ones(4))
+    assert [each["source"] for each in iterate_lines(folder / "metadata.jsonl", {"source": str}) if each] == ["a.jpg"]
+    (tmp_path / FEATURES).write_bytes(read_whole(folder / FEATURES))
+    features, indices = read_features(tmp_path, ["a.jpg"], 4)
+    assert features[indices].tolist() == [[1, 1, 1, 1]]
+
+
 @pytest.mark.parametrize("left", [b"", b"something else entirely, and long", FEATURES_OF_FIVE])
 def test_features_of_another_kind_give_way(folder, tmp_path, monkeypatch, left):
     monkeypatch.setattr(parts_utilities, "_SECONDS", 0)
