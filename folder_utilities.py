@@ -6,14 +6,14 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from config_utilities import Settings
 from dataset_utilities import SIDES, count_files
 from errors import OutputError
-from lease_utilities import hold_lease
+from lease_utilities import Hold, hold_lease
 from lock_utilities import hold_lock
 from record_utilities import RUN, TEMPORARY
 from report_utilities import is_report
@@ -139,11 +139,11 @@ def _holds_any(folder: Place) -> bool:
 
 
 @contextlib.contextmanager
-def lock_output(output: Place) -> Iterator[Callable[[], bool]]:
+def lock_output(output: Place) -> Iterator[Hold]:
     """Keeps other runs out of a folder, which is made where it is missing, as long as the block takes.
 
     Yields:
-        Whether another run has it now, in spite of that; see `lease_utilities`.
+        The hold, which another run may have now, in spite of that.
 
     Raises:
         OutputError: Another run has it, or the folder can't be written.
@@ -156,10 +156,10 @@ def lock_output(output: Place) -> Iterator[Callable[[], bool]]:
     if isinstance(output, RemotePath):
         with contextlib.ExitStack() as stack:
             try:
-                lost = stack.enter_context(hold_lease(path, on_held=refuse))
+                hold = stack.enter_context(hold_lease(path, on_held=refuse))
             except OSError as error:
                 raise unwritable(output, error) from None
-            yield lost
+            yield hold
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -171,7 +171,7 @@ def lock_output(output: Place) -> Iterator[Callable[[], bool]]:
             raise unwritable(output, error) from None
         with contextlib.suppress(OSError):  # a full disk is told of by what needs it
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield lambda: False
+        yield Hold()
 
 
 def _remove_if_empty(folder: Path) -> None:

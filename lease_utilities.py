@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
+import math
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,23 @@ class _Lease:
     version: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Hold:
+    """What a run knows of the output that it holds.
+
+    Attributes:
+        is_lost: Whether another run has it now, in spite of that.
+        guard: Fences off another process of this run, as long as its block takes; it can be pickled. See `guard_lease`.
+    """
+
+    is_lost: Callable[[], bool] = lambda: False
+    guard: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
 @contextlib.contextmanager
 def hold_lease(
     path: RemotePath, *, on_held: Callable[[str], None], renew: float = RENEW, watch: float = WATCH
-) -> Iterator[Callable[[], bool]]:
+) -> Iterator[Hold]:
     """Holds the lease of an object, which is made for it and deleted afterwards, as long as the block takes.
 
     No clocks are compared: whoever finds the object watches whether it changes. A run that was killed changes nothing
@@ -48,7 +64,7 @@ def hold_lease(
         watch: Seconds without a change after which the holder counts as dead.
 
     Yields:
-        Whether another run has taken it over, as one may where this process was stopped for so long.
+        The hold. Another run may take it over where this process was stopped for so long.
 
     Raises:
         OSError: The store can't be written.
@@ -62,7 +78,7 @@ def hold_lease(
     }
     renewed = time.time()
     if not _take(path, mine, on_held, watch):
-        yield lambda: False
+        yield Hold()
         return
     lost, ended = threading.Event(), threading.Event()
 
@@ -94,7 +110,7 @@ def hold_lease(
     thread.start()
     try:
         with fence(path, is_lost):
-            yield is_lost
+            yield Hold(is_lost, functools.partial(guard_lease, path, mine["token"], renew=renew))
     finally:
         ended.set()
         thread.join()
@@ -102,6 +118,38 @@ def hold_lease(
             look()
             if not lost.is_set():
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def guard_lease(path: RemotePath, token: str, *, renew: float = RENEW) -> Iterator[None]:
+    """Lets this process write no more once the lease is lost that another process of its run holds.
+
+    That one may stand still while this one works. As long as it is seen to renew the lease, a look at times will do;
+    else every write looks first.
+
+    Args:
+        path: Of the object; see `hold_lease`.
+        token: Of the holder.
+        renew: Seconds between two changes.
+    """
+    seen: _Lease | None = None
+    looked = changed = -math.inf
+    lost = False
+
+    def is_lost() -> bool:
+        nonlocal seen, looked, changed, lost
+        now = time.time()  # which goes on while a machine sleeps
+        if not lost and not (abs(now - looked) < renew and abs(now - changed) < 2 * renew):
+            with contextlib.suppress(OSError):  # the write itself will notice that the store is gone
+                lease = _read(path)
+                lost = lease is None or lease.told.get("token") != token
+                if seen is not None and lease != seen:
+                    changed = now
+                seen, looked = lease, now
+        return lost
+
+    with fence(path, is_lost):
+        yield
 
 
 def _take(path: RemotePath, mine: dict[str, Any], on_held: Callable[[str], None], watch: float) -> bool:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from flow_utilities import Flow, Photo, Progress
     from focus_utilities import Focus
     from folder_utilities import Folders
+    from lease_utilities import Hold
     from output_utilities import OutputFolder
     from ray_utilities import CarriedFiles, Cluster, Courier, Plan, Work
     from sam_utilities import Sam2
@@ -153,7 +154,7 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
     folders, files = check_folders(settings)
     if not files:
         return _say_no_photos(settings)
-    with lock_output(folders.output) as lost:
+    with lock_output(folders.output) as hold:
         for folder in (folders.debug, folders.unknown, folders.report):
             clear_temporaries(folder)
         if not settings.overwrite:  # first of all: it may change what the plan is checked against
@@ -161,14 +162,16 @@ def run(settings: Settings, console: Console, signals: Signals) -> int:
         if settings.overwrite:
             forget_evaluation(folders.report)
             forget_thumbnails(folders.report)
-        signals.stop_where(lost)
-        code = do_dataset(folders, files, settings, console, signals)
-        if lost():
+        signals.stop_where(hold.is_lost)
+        code = do_dataset(folders, files, settings, console, signals, hold=hold)
+        if hold.is_lost():
             raise OutputError(f"--output {folders.output}: another run has taken it over while this one stood still")
         return code
 
 
-def do_dataset(folders: Folders, files: int, settings: Settings, console: Console, signals: Signals) -> int:
+def do_dataset(
+    folders: Folders, files: int, settings: Settings, console: Console, signals: Signals, *, hold: Hold
+) -> int:
     """Loads the models, does every photo of the dataset, says what came of it, and returns the exit code.
 
     Args:
@@ -177,6 +180,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
         settings: Of the run.
         console: Where to say it.
         signals: Which may end it early.
+        hold: Of the output.
     """
     from afterwards_utilities import write_side_products
     from console_utilities import RunProgress, count_of, format_seconds, print_facts, print_line, print_summary
@@ -190,7 +194,7 @@ def do_dataset(folders: Folders, files: int, settings: Settings, console: Consol
     check_plan(settings, folders)  # before anything is loaded
     with contextlib.ExitStack() as stack:
         began = time.monotonic()
-        engine = Here(settings, files) if settings.ray is None else stack.enter_context(_on_ray(settings, files))
+        engine = Here(settings, files) if settings.ray is None else stack.enter_context(_on_ray(settings, files, hold))
         facts = run_facts(settings, engine.machine, files) | engine.facts
         print_facts(console, facts)
         weights = engine.load(folders)
@@ -285,7 +289,7 @@ class Here:
 class OnRay:
     """As `Here`, but it is workers on a Ray cluster that do the photos."""
 
-    def __init__(self, settings: Settings, files: int, cluster: Cluster) -> None:
+    def __init__(self, settings: Settings, files: int, hold: Hold, cluster: Cluster) -> None:
         import main as program  # by its name, under which workers find it
         from flow_utilities import take_photos
         from provenance_utilities import find_files
@@ -296,7 +300,7 @@ class OnRay:
             if is_url(settings.dataset_dir)
             else dataclasses.replace(settings, dataset_dir=str(here.absolute()))
         )
-        self._settings, self._cluster, self._program = there, cluster, program
+        self._settings, self._hold, self._cluster, self._program = there, hold, cluster, program
         self._take = functools.partial(take_photos, limit=settings.limit, max_pixels=settings.max_pixels)
         self._files = cluster.carry(find_files(settings))
         self.machine, self._weights, text_features = cluster.ask(
@@ -332,6 +336,7 @@ class OnRay:
                 unknown,
                 machine.threads,
                 machine.most_pixels,
+                self._hold.guard,
             ),
             batch_size=machine.batch_size,
             stopping=stopping,
@@ -339,11 +344,11 @@ class OnRay:
 
 
 @contextlib.contextmanager
-def _on_ray(settings: Settings, files: int) -> Iterator[OnRay]:
+def _on_ray(settings: Settings, files: int, hold: Hold) -> Iterator[OnRay]:
     from ray_utilities import join_cluster
 
     with join_cluster(settings.ray, device=settings.device, actors=settings.ray_actors) as cluster:
-        yield OnRay(settings, files, cluster)
+        yield OnRay(settings, files, hold, cluster)
 
 
 def scout(

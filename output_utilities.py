@@ -20,7 +20,7 @@ import numpy as np
 from card_utilities import write_cards
 from config_utilities import CAPTION_KEYS, PROMPT_KEYS
 from csv_utilities import format_csv
-from dataset_utilities import PhotoFile, alternative_name, name_cut_out
+from dataset_utilities import PhotoFile, alternative_name, copy_name, name_cut_out
 from errors import OutputError
 from feature_utilities import FEATURES, FeatureFile
 from folder_utilities import sibling, unwritable
@@ -111,6 +111,7 @@ class OutputFolder:
         self._items = tuple(items)
         self._unknown = unknown
         self._failed_now: set[str] = set()
+        self._copies: dict[str, Place] = {}  # of photos that are set aside, or were; by source
         self._probabilities: Counter[str] = Counter()  # sums of item_probability per item
         self._sure: Counter[str] = Counter()  # how many they are sums of
         try:
@@ -180,12 +181,14 @@ class OutputFolder:
         self._writer.write(photo, file_name, draw, record, **kept)
 
     def prepare(self, photo: PhotoFile) -> tuple[str, ...]:
-        """Clears away what an interrupted run left of a photo, and returns the items under which its name is taken.
+        """Makes ready for a photo to be done, and returns the items under which its name is taken.
 
         By a photo of an earlier run, since renamed or deleted; see `dataset_utilities.name_cut_out`.
         """
         if self._orphans:
             self._clear_orphans(photo)
+        if self._unknown is not None and photo.source in self._failures:
+            self._copies[photo.source] = self._unknown / copy_name(photo)
         if not self._recorded:
             return ()
         if hash(photo.name) not in self._taken:
@@ -214,8 +217,9 @@ class OutputFolder:
             self._features.append(row["source"], features)
         self._metadata_of(row).append(to_line(row))
         self._count(row)
-        if self._failures.pop(row["source"], None) and self._unknown is not None:
-            copy = self._unknown / row["source"]
+        self._failures.pop(row["source"], None)
+        copy = self._copies.pop(row["source"], None)
+        if copy is not None:
             try:
                 copy.unlink(missing_ok=True)  # it has a subject after all
             except OSError as error:

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,13 +222,18 @@ def _find_or_fetch(path: str, digest: str, fetch: Callable[[str], bytes]) -> str
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a worker writes to, and how much of its machine is its own."""
+    """What a worker writes to, and how much of its machine is its own.
+
+    Attributes:
+        guard: Lets it write as long as its run has the output; see `lease_utilities.Hold`.
+    """
 
     places: Places
     thresholds: Thresholds
     unknown: Path | None
     threads: int
     most_pixels: float
+    guard: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
 class Courier:
@@ -319,11 +325,10 @@ class Worker:
         self._desk, self._surroundings = desk, surroundings
         self._number = ray.get(desk.arrive.remote())
         self._stop = threading.Event()
-        self._log = _Log()
-        logger = logging.getLogger("sam2vit")
-        logger.setLevel(level)
-        logger.propagate = False
-        logger.handlers = [self._log]
+        self._guard = contextlib.ExitStack()
+        self._guard.enter_context(surroundings.guard())  # as long as this process lives
+        self._log = _log_to_news(level)
+        self._begun_with = self._log.news  # what is logged until the first photo
         threading.Thread(target=self._watch, daemon=True).start()
         self._error: Exception | None = None
         try:
@@ -345,7 +350,9 @@ class Worker:
             "actor": self._number,
             "seconds": time.monotonic() - began,
             "stopped": self._stop.is_set(),
+            "begun_with": self._begun_with,
         }
+        self._begun_with = []
         return {"news": [pickle.dumps((news, told))]}
 
     def _do(self, rows: Sequence[tuple[PhotoFile, Sequence[str]]]) -> list[tuple[str, tuple[Any, ...]]]:
@@ -355,11 +362,13 @@ class Worker:
         if ray.get(self._desk.begin.remote(block)) == 0:
             return self._do_photos(rows)
         # An actor died over this block. One photo at a time, to find out whether it is a photo that kills.
-        news = []
+        news: list[tuple[str, tuple[Any, ...]]] = []
         for row in rows:
             source = row[0].source
             if ray.get(self._desk.begin.remote(source)) >= _DEATHS:
                 reason = f"the process that was doing it died, {_DEATHS} times: too little memory, or a broken photo?"
+                self._log.news = news
+                _LOGGER.warning("%s: failed in model: %s", source, reason)
                 news.append(("fail", (source, reason, "model")))
             else:
                 news += self._do_photos([row])
@@ -401,6 +410,15 @@ class _Log(logging.Handler):
         self.news.append(("log", (record.levelno, text)))
 
 
+def _log_to_news(level: int) -> _Log:
+    """Lets the program's log of this process go nowhere but into news, from a level on."""
+    log = _Log()
+    _LOGGER.setLevel(level)
+    _LOGGER.propagate = False
+    _LOGGER.handlers = [log]
+    return log
+
+
 def _portable(error: Exception) -> Exception:
     """Returns an error that can travel: a user's as it is, a bug with its traceback as text."""
     if isinstance(error, UserError):
@@ -415,6 +433,7 @@ class Cluster:
         import ray
 
         self.plan = plan
+        self._told: set[tuple[str, tuple[Any, ...]]] = set()  # what processes have logged when they began
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -430,7 +449,8 @@ class Cluster:
 
         answer = ray.remote(num_cpus=self.plan.num_cpus, num_gpus=self.plan.num_gpus, max_calls=1)(_answer)
         with _explained(), self._telling_of_waiting():
-            value, error = ray.get(answer.remote(self._desk, function, arguments))
+            value, error, news = ray.get(answer.remote(self._desk, function, arguments, _LOGGER.getEffectiveLevel()))
+        self._tell_once(news)
         if error is not None:
             raise error
         return value
@@ -483,11 +503,15 @@ class Cluster:
         }
         try:
             with _explained():
+                deaths = 0
                 for window in _windows(_still_to_do(files, output, progress, stopping), WINDOW):
+                    before = ray.get(self._desk.arrivals.remote())
                     self._do_window(window, output, progress, constructor=constructor, batch_size=batch_size)
+                    deaths += max(0, ray.get(self._desk.arrivals.remote()) - before - self.plan.actors)
                     if stopping():
                         return
-                if ray.get(self._desk.arrivals.remote()) > self.plan.actors:
+                if deaths:
+                    _LOGGER.warning("--ray: processes that died, and were started anew: %d; too little memory?", deaths)
                     output.clear_after_deaths()
         finally:
             ended.set()
@@ -527,6 +551,7 @@ class Cluster:
             for table in replies:
                 for reply in table["news"].to_pylist():
                     news, told = pickle.loads(reply)  # noqa: S301 (of our own workers)
+                    self._tell_once(told["begun_with"])
                     progress.actor(told["actor"], told["photos"], told["seconds"])
                     _replay(news, output)
                     progress.advance(told["photos"])
@@ -535,6 +560,13 @@ class Cluster:
                 # Replies come in the order of the photos: once each actor has given one, no photo is in hand.
                 if len(stopped) >= self.plan.actors:
                     return
+
+    def _tell_once(self, news: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Logs what a process has when it began, but for what another one had, too."""
+        for each in news:
+            if each not in self._told:
+                self._told.add(each)
+                _tell(each)
 
     @contextlib.contextmanager
     def _telling_of_waiting(self) -> Iterator[None]:
@@ -589,12 +621,15 @@ class _Shared:
         return ray.get(self.reference)
 
 
-def _answer(desk: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Exception | None]:
+def _answer(
+    desk: Any, function: Callable[..., Any], arguments: Sequence[Any], level: int
+) -> tuple[Any, Exception | None, list[tuple[str, tuple[Any, ...]]]]:
     desk.place.remote()
+    log = _log_to_news(level)
     try:
-        return function(*arguments), None
+        return function(*arguments), None, log.news
     except UserError as error:
-        return None, error.with_traceback(None)
+        return None, error.with_traceback(None), log.news
 
 
 def _still_to_do(
@@ -629,7 +664,7 @@ def _replay(news: Sequence[tuple[str, tuple[Any, ...]]], output: OutputFolder) -
     """
     for verb, arguments in news:
         if verb == "log":
-            _LOGGER.log(arguments[0], "%s", arguments[1])
+            _tell((verb, arguments))
             continue
         if verb == "error":
             raise arguments[0]
@@ -640,6 +675,11 @@ def _replay(news: Sequence[tuple[str, tuple[Any, ...]]], output: OutputFolder) -
             output.fail(source, reason, stage=stage)
         else:
             output.skip()
+
+
+def _tell(logged: tuple[str, tuple[Any, ...]]) -> None:
+    _, (level, text) = logged
+    _LOGGER.log(level, "%s", text)
 
 
 @contextlib.contextmanager
@@ -675,6 +715,8 @@ def join_cluster(address: str, *, device: str, actors: int | None) -> Iterator[C
             _check_answers(address)
             with _keep_signal_handlers(), _silence():
                 ray.init(**_how_to_join(address, stack))
+            # Else it prints, in colours, what its nodes say of processes that died; there is no public switch.
+            ray._private.worker._worker_logs_enabled = False
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(

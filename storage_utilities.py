@@ -368,6 +368,13 @@ class RemotePath:
                 for each in chunk:
                     yield RemotePath(self.root, PurePosixPath(each["path"]))
 
+    def delete_below(self) -> None:
+        """Deletes the objects below it, however deep: hundreds by one request, where the store takes that."""
+        _check_fences(self)
+        with _errors(self):
+            for chunk in _reach(self.root).list(f"{self.key}/", chunk_size=_LISTED):
+                _reach(self.root).delete([each["path"] for each in chunk])
+
 
 Place = Path | RemotePath
 
@@ -380,7 +387,7 @@ def is_file(place: Place) -> bool:
         return False
 
 
-_FENCES: dict[RemotePath, Callable[[], bool]] = {}
+_FENCES: list[tuple[RemotePath, Callable[[], bool]]] = []
 
 
 @contextlib.contextmanager
@@ -391,16 +398,16 @@ def fence(lock: RemotePath, is_lost: Callable[[], bool]) -> Iterator[None]:
         lock: Itself is not behind the fence.
         is_lost: Whether another run has it.
     """
-    _FENCES[lock] = is_lost
+    _FENCES.append(this := (lock, is_lost))
     try:
         yield
     finally:
-        del _FENCES[lock]
+        _FENCES.remove(this)
 
 
 def _check_fences(path: RemotePath) -> None:
-    for lock, is_lost in list(_FENCES.items()):
-        inside = path != lock and str(path).startswith((f"{lock.parent}/", f"{lock.parent}-"))
+    for lock, is_lost in tuple(_FENCES):
+        inside = path != lock and f"{path}/".startswith((f"{lock.parent}/", f"{lock.parent}-"))
         if inside and is_lost():
             raise OSError(errno.EROFS, "another run has taken the output over, while this one stood still", str(path))
 

@@ -79,15 +79,21 @@ def save_thumbnails(
 
 
 def forget_thumbnails(folder: Place) -> None:
-    """Deletes the thumbnails of a report on a disk, whose photos may be others by now; in a store they are replaced."""
-    if not isinstance(folder, RemotePath):
-        try:
-            shutil.rmtree(folder / THUMBNAILS)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(f"{folder / THUMBNAILS}: can't be deleted: {reason}; mend that") from None
+    """Deletes the thumbnails of a report, whose photos may be others by now.
+
+    Raises:
+        OutputError: They can't be deleted.
+    """
+    thumbnails = folder / THUMBNAILS
+    try:
+        if isinstance(thumbnails, RemotePath):
+            thumbnails.delete_below()
+        else:
+            shutil.rmtree(thumbnails)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{thumbnails}: can't be deleted: {error.strerror or error}; mend that") from None
 
 
 def redraw_missing(

@@ -881,6 +881,27 @@ def test_a_photo_that_has_a_subject_after_all_is_not_set_aside_any_more(tmp_path
     assert not (unknown / "a.jpg").exists()
 
 
+def test_the_copy_of_a_photo_that_is_done_after_all_goes_though_its_png_comes_last_and_its_name_is_another(tmp_path):
+    unknown = tmp_path / "out-unknown"
+    (tmp_path / "a.jpg").write_bytes(b"photo")
+    aside = PhotoFile(path=tmp_path / "a.jpg", source="a.jpg", name="a.jpg.png")  # beside an a.png
+    with open_folder(tmp_path / "out", unknown=unknown) as output:
+        output.set_aside(aside)
+        output.fail("a.jpg", "no subject: none", stage="focus")
+    assert tree(unknown) == ["a.jpg.jpg"]
+    may_draw = threading.Event()
+
+    def draw():
+        may_draw.wait(timeout=60)
+        return cut_out(make_image(), None)
+
+    with open_folder(tmp_path / "out", unknown=unknown) as output:
+        output.write(aside, draw, record())
+        output.finish()
+        may_draw.set()
+    assert tree(unknown) == []
+
+
 def test_a_copy_that_can_not_be_deleted_does_not_end_the_run(tmp_path, caplog):
     with open_folder(tmp_path / "out") as output:
         output.fail("a.jpg", "no subject: none", stage="focus")

@@ -112,6 +112,24 @@ def test_workers_read_from_a_store_and_write_into_it(photos, models, tmp_path, m
     assert differing(*outs) == []
 
 
+def test_workers_stop_where_another_run_has_taken_the_output_over(photos, models, tmp_path, monkeypatch):
+    with serve_s3(tmp_path / "log") as address:
+        for name, value in {**WITHOUT_TOKEN, **ENVIRONMENT, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
+        storage_utilities._store.cache_clear()
+        process = start(*models, "-i", photos, "-o", "s3://bucket/out", "--ray")
+        lock = place("s3://bucket/out/.lock")
+        until = time.monotonic() + 100
+        while not lock.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        lock.write_bytes(b'{"token": "another"}')  # before there are workers; the driver looks 20 seconds later
+        out, err = process.communicate(timeout=200)
+        assert process.returncode not in (0, 1), (out, err)
+        assert "another run has taken the output over" in err
+        assert not [path for path in place("s3://bucket/out").walk() if path.name.endswith(".png")]
+    storage_utilities._store.cache_clear()
+
+
 def test_other_settings_are_refused_with_ray_too(run, cluster):
     run()
     code, _, err = run("--ray", cluster, "--background", "#102030")

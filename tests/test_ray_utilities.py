@@ -1,7 +1,9 @@
 """How a cluster is shared out, and how photos and news travel; the work itself is a stand-in here."""
 
+import contextlib
 import functools
 import hashlib
+import logging
 import os
 import signal
 import sys
@@ -29,6 +31,8 @@ from ray_utilities import (
     plan_actors,
 )
 from record_utilities import Places, Thresholds, photo_record
+
+_LOGGER = logging.getLogger("sam2vit")
 
 GPU_BOX = {"CPU": 64.0, "GPU": 8.0, "memory": 1e12}
 SMALL_GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
@@ -211,7 +215,9 @@ def cluster():
             yield joined
 
 
-def do(cluster, folder, *names, error=None, batch_size=2, stopping=lambda: False):
+def do(
+    cluster, folder, *names, error=None, batch_size=2, start=None, guard=contextlib.nullcontext, stopping=lambda: False
+):
     told = Told()
     progress = Told()
     files = [PhotoFile(folder / name, name, name) for name in names]
@@ -219,10 +225,10 @@ def do(cluster, folder, *names, error=None, batch_size=2, stopping=lambda: False
         files,
         told,
         type("Progress", (), {"skip": progress.skip, "advance": progress.advance, "actor": progress.actor})(),
-        start=functools.partial(start_work, folder, error),
-        surroundings=Surroundings(Places(folder, folder), Thresholds(), None, 1, 1e9),
+        start=start or functools.partial(start_work, folder, error),
+        surroundings=Surroundings(Places(folder, folder), Thresholds(), None, 1, 1e9, guard),
         batch_size=batch_size,
-        stopping=stopping,
+        stopping=lambda: False,
     )
     return told, progress
 
@@ -235,7 +241,7 @@ def test_news_comes_in_the_order_of_the_photos_and_what_is_done_is_not_sent(clus
     assert (told.skipped, progress.skipped, progress.photos) == (1, 1, 42)
 
 
-def test_a_photo_that_kills_its_process_fails_alone(cluster, tmp_path):
+def test_a_photo_that_kills_its_process_fails_alone(cluster, tmp_path, caplog, capfd):
     names = ["a.jpg", "b.jpg", "deadly.jpg", "d.jpg", "e.jpg"]
     told, _ = do(cluster, tmp_path, *names, batch_size=4)
     assert [source for source, _ in told.records] == ["a.jpg", "b.jpg", "d.jpg", "e.jpg"]
@@ -243,6 +249,11 @@ def test_a_photo_that_kills_its_process_fails_alone(cluster, tmp_path):
     assert (source, stage) == ("deadly.jpg", "model")
     assert "the process that was doing it died, 2 times" in reason
     assert told.cleared == 1
+    failed, died = (record.getMessage() for record in caplog.records)
+    assert failed == f"deadly.jpg: failed in model: {reason}"
+    assert died == "--ray: processes that died, and were started anew: 3; too little memory?"
+    time.sleep(1)  # what Ray says of it comes later
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_process_that_dies_once_costs_nothing(cluster, tmp_path):
@@ -250,6 +261,52 @@ def test_a_process_that_dies_once_costs_nothing(cluster, tmp_path):
     told, _ = do(cluster, tmp_path, *names)
     assert [source for source, _ in told.records] == names
     assert told.failures == []
+
+
+@contextlib.contextmanager
+def mark(path):
+    path.touch()
+    yield
+    path.unlink()
+
+
+def start_marked(path):
+    """What it does photos with records those that are done while there is a mark."""
+
+    def work(files, courier, stopping):
+        for file in files:
+            if path.exists():
+                courier.record({"source": file.source}, None)
+
+    assert path.exists()
+    return work
+
+
+def test_workers_begin_and_work_behind_the_guard_of_the_output(cluster, tmp_path):
+    path = tmp_path / "mark"
+    start, guard = functools.partial(start_marked, path), functools.partial(mark, path)
+    told, _ = do(cluster, tmp_path, "a.jpg", start=start, guard=guard)
+    assert [source for source, _ in told.records] == ["a.jpg"]
+
+
+def test_what_processes_log_when_they_begin_is_told_once(cluster, tmp_path, caplog):
+    assert cluster.ask(warn, "a slow machine", 3) == 3
+    do(cluster, tmp_path, "a.jpg", "b.jpg", start=functools.partial(start_warning, tmp_path))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "a slow machine"),
+        ("WARNING", "a worker's own"),
+    ]
+
+
+def warn(text, result):
+    _LOGGER.warning(text)
+    _LOGGER.debug("of no interest")
+    return result
+
+
+def start_warning(folder):
+    warn("a slow machine", None)
+    return warn("a worker's own", start_work(folder))
 
 
 def test_an_error_that_all_photos_share_ends_the_run_after_what_came_before(cluster, tmp_path):

@@ -24,7 +24,7 @@ import parts_utilities
 import storage_utilities
 from errors import ConfigError, OutputError
 from feature_utilities import FEATURES, FeatureFile, read_features
-from lease_utilities import hold_lease
+from lease_utilities import guard_lease, hold_lease
 from object_store import ENVIRONMENT, free_port, serve_answers, serve_s3
 from output_utilities import OutputFolder
 from parts_utilities import PartsFile, parts_of, read_whole
@@ -465,13 +465,13 @@ def test_a_lease_that_is_watched_has_been_renewed_meanwhile():
 
 
 def test_one_lease_at_a_time(folder):
-    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as lost:
+    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as hold:
         with (
             pytest.raises(PermissionError, match=f"process {os.getpid()} on {socket.gethostname()}"),
             hold_lease(folder / "lock", on_held=refuse, watch=2),
         ):
             pass
-        assert not lost()
+        assert not hold.is_lost()
     assert not (folder / "lock").exists()
 
 
@@ -481,8 +481,8 @@ def test_a_store_that_can_not_tell_who_came_first_is_warned_of_and_locks_nothing
 ):
     with serve_answers((501, body("NotImplemented"))) as address:
         another_server(AWS_ENDPOINT_URL=address, AWS_CONDITIONAL_PUT=setting)
-        with hold_lease(bucket / "out" / "lock", on_held=refuse, renew=0) as lost:
-            assert not lost()
+        with hold_lease(bucket / "out" / "lock", on_held=refuse, renew=0) as hold:
+            assert not hold.is_lost()
     assert "s3://bucket/out: can't be locked in this store; let no other run write to it" in caplog.text
 
 
@@ -549,13 +549,13 @@ def test_a_lease_that_is_given_back_meanwhile_is_taken(folder):
 
 
 def test_who_has_lost_its_lease_learns_of_it_and_leaves_the_other_s_alone(folder):
-    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as lost:
+    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as hold:
         (folder / "lock").write_bytes(b'{"token": "another"}')
         until = time.monotonic() + 10
-        while not lost() and time.monotonic() < until:
+        while not hold.is_lost() and time.monotonic() < until:
             (folder / "lock").write_bytes(b'{"token": "another"}')  # a renewal may have crossed it
             time.sleep(0.02)
-        assert lost()
+        assert hold.is_lost()
     assert (folder / "lock").read_bytes() == b'{"token": "another"}'
 
 
@@ -568,14 +568,14 @@ def test_who_ends_before_it_learns_that_its_lease_is_lost_leaves_the_other_s_alo
 def test_after_a_sleep_a_run_looks_for_its_lease_before_it_writes(folder, monkeypatch):
     beside = folder.with_name(f"{folder.name}-review") / "metadata.jsonl"
     (folder / "a").write_bytes(b"theirs")
-    with hold_lease(folder / "lock", on_held=refuse, renew=1000) as lost:
+    with hold_lease(folder / "lock", on_held=refuse, renew=1000) as hold:
         (folder / "lock").write_bytes(b'{"token": "another"}')
         later = time.time() + 5000
         monkeypatch.setattr(lease_utilities.time, "time", lambda: later)
         for use in ((folder / "a").unlink, lambda: (folder / "a").write_bytes(b""), lambda: beside.write_bytes(b"")):
             with pytest.raises(OSError, match="another run has taken the output over"):
                 use()
-        assert lost()
+        assert hold.is_lost()
     assert (folder / "a").read_bytes() == b"theirs"
     assert not beside.exists()
     (folder / "a").write_bytes(b"mine")
@@ -615,9 +615,52 @@ def test_a_store_that_refuses_to_be_written_is_no_store_without_locks(folder, mo
 
 
 def test_who_finds_its_lease_gone_has_lost_it(folder):
-    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as lost:
+    with hold_lease(folder / "lock", on_held=refuse, renew=0.05) as hold:
         until = time.monotonic() + 10
-        while not lost() and time.monotonic() < until:
+        while not hold.is_lost() and time.monotonic() < until:
             (folder / "lock").unlink(missing_ok=True)  # a renewal may have crossed it
             time.sleep(0.02)
-        assert lost()
+        assert hold.is_lost()
+
+
+def test_another_process_of_a_run_writes_no_more_once_the_lease_is_lost(folder):
+    with hold_lease(folder / "lock", on_held=refuse, renew=1000) as hold, pickle.loads(pickle.dumps(hold.guard))():
+        (folder / "a").write_bytes(b"mine")
+        (folder / "lock").write_bytes(b'{"token": "another"}')
+        assert not hold.is_lost()  # it has not looked yet
+        for use in ((folder / "a").unlink, lambda: (folder / "b").write_bytes(b""), (folder / "").delete_below):
+            with pytest.raises(OSError, match="another run has taken the output over"):
+                use()
+    assert (folder / "a").read_bytes() == b"mine"
+
+
+def test_where_the_lease_is_seen_to_be_renewed_a_look_at_times_will_do(folder, monkeypatch):
+    looks = []
+    read = RemotePath.read_with_version
+    monkeypatch.setattr(RemotePath, "read_with_version", lambda path: looks.append(path) or read(path))
+    now = SimpleNamespace(seconds=1e9)
+    monkeypatch.setattr(lease_utilities, "time", SimpleNamespace(time=lambda: now.seconds))
+
+    def write(*, after, renewed=False):
+        """Returns how often a write some seconds later has looked."""
+        now.seconds += after
+        if renewed:
+            (folder / "lock").write_bytes(json.dumps({"token": "x", "time": now.seconds}).encode())
+        looks.clear()
+        (folder / "a").write_bytes(b"")
+        return len(looks)
+
+    (folder / "lock").write_bytes(b'{"token": "x"}')
+    with guard_lease(folder / "lock", "x", renew=20):
+        assert [write(after=1), write(after=1)] == [1, 1]  # it may have been renewed last long before
+        assert [write(after=1, renewed=True), write(after=1), write(after=1)] == [1, 0, 0]
+        assert [write(after=20), write(after=10), write(after=10), write(after=1)] == [1, 0, 1, 1]
+        assert [write(after=1, renewed=True), write(after=1)] == [1, 0]
+
+
+def test_all_that_lies_below_a_folder_is_deleted_and_nothing_beside_it(folder):
+    for name in ("a/1", "a/b/2", "ab/3"):
+        (folder / name).write_bytes(b"")
+    (folder / "a").delete_below()
+    (folder / "missing").delete_below()
+    assert [path.name for path in folder.walk()] == ["3"]

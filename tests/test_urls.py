@@ -68,6 +68,14 @@ def test_a_run_into_a_store_goes_on_and_tries_failures_again(run, damaged, tmp_p
     assert differing(results(download(url, tmp_path / "copy")), results(tmp_path / "out")) == []
 
 
+def test_overwriting_without_a_report_leaves_no_thumbnails_of_other_photos(run, photos, url):
+    run(output=url)
+    thumbnails = place(f"{url}-report/thumbnails")
+    assert len(list(thumbnails.walk())) == 12
+    assert run("--overwrite", "--no-report", output=url)[0] == 0
+    assert not list(thumbnails.walk())
+
+
 def test_overwriting_deletes_what_was_there_and_other_settings_are_refused(run, photos, tmp_path, url):
     run(output=url)
     code, _, err = run("--background", "#102030", output=url)
