@@ -355,7 +355,10 @@ def test_a_run_that_finds_no_place_says_so(cluster, tmp_path, monkeypatch, caplo
         assert len(do(cluster, tmp_path, "a.jpg", "b.jpg")[0].records) == 2
     cpus = os.cpu_count()
     [message] = [record.message for record in caplog.records if "waiting" in record.message]
-    assert f"waiting for a place with {min(16, cpus)} CPU; the cluster has {cpus - 1} CPU free;" in message
+    # Ray Data looks at its blocks by a task of its own, which may have the other CPU while its process starts.
+    free = [cpus - 1] if does == "ask" else [cpus - 1, cpus - 2]
+    told = [f"waiting for a place with {min(16, cpus)} CPU; the cluster has {count} CPU free;" for count in free]
+    assert any(each in message for each in told)
     ray.get(other)
 
 
