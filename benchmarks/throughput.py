@@ -45,6 +45,8 @@ SEED = 60_000_000
 _WARM_UP = 64  # photos
 _MANY = 100  # photos, from which on a steady state is told apart
 
+_SLOW = 1.0  # seconds for a matrix product, after which no larger one is tried
+
 _MODEL_STAGES = ("encoder", "encoder again, in fp32", "decoder", "CLIP")
 _OTHER_STAGES = ("decode", "SAM 2 pixels", "mask", "CLIP pixels", "PNG", "thumbnails")
 _BOUNDED = {"encoder": "SAM 2's image encoder", "CLIP": "CLIP's image tower"}
@@ -188,8 +190,10 @@ def matmul_peaks(device: str) -> dict[str, float]:
 
     peaks = {}
     for precision in DTYPES:
-        rates = []
-        for side in (8192, 16384) if device.startswith("cuda") else (2048, 3072, 4096):
+        rates, seconds = [], 0.0
+        for side in (8192, 16384) if device.startswith("cuda") else (512, 1024, 2048, 3072, 4096):
+            if seconds > _SLOW:  # bf16 that is emulated would take an hour for the next, and reach no more
+                break
             one, other = (torch.randn(side, side, device=device).to(getattr(torch, DTYPES[precision])) for _ in "ab")
             one @ other
             for _ in range(4):
@@ -197,7 +201,8 @@ def matmul_peaks(device: str) -> dict[str, float]:
                 began = time.perf_counter()
                 one @ other
                 _wait(device)
-                rates.append(2 * side**3 / (time.perf_counter() - began))
+                seconds = time.perf_counter() - began
+                rates.append(2 * side**3 / seconds)
         peaks[precision] = max(rates)
     return peaks
 
