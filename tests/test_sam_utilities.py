@@ -62,8 +62,21 @@ def predict_photo_by_photo(images, checkpoint, margin=0.05):
     return results
 
 
+def assert_same(image, mask_logits, mask):
+    """Compares the mask of some logits with Meta's predictor's, in every pixel that rounding does not decide.
+
+    A CPU with AVX2 alone multiplies a batch's rows in another order than a single row: among two million pixels one had
+    a logit of 2e-8, where their spread was 0.05.
+    """
+    logits = torch.from_numpy(mask_logits)[None, None]
+    size_hw = image.shape[:2]
+    logits = torch.nn.functional.interpolate(logits, size_hw, mode="bilinear", align_corners=False)[0, 0].numpy()
+    differing = subject_mask(image, mask_logits) != mask
+    assert (np.abs(logits[differing]) < 1e-6).all()
+
+
 @pytest.mark.parametrize("margin", [0.05, 0.2])
-def test_batched_masks_equal_metas_predictor_in_every_pixel(micro, sam2_checkpoint, margin):
+def test_batched_masks_are_those_of_metas_predictor(micro, sam2_checkpoint, margin):
     images = [make_image(width, height, seed) for seed, (width, height) in enumerate(SIZES_WH)]
     expected = predict_photo_by_photo(images, sam2_checkpoint, margin)
     assert any(0.05 < mask.mean() < 0.95 for mask, _ in expected)  # not a comparison of nothing with nothing
@@ -72,7 +85,7 @@ def test_batched_masks_equal_metas_predictor_in_every_pixel(micro, sam2_checkpoi
         for image, result in zip(batch, results, strict=True):
             index = next(i for i, each in enumerate(images) if each is image)
             mask, score = expected[index]
-            assert (subject_mask(image, result.mask_logits) == mask).all()
+            assert_same(image, result.mask_logits, mask)
             assert result.score == pytest.approx(score, abs=1e-5)
 
 
@@ -81,7 +94,7 @@ def test_the_real_architecture_at_1024_px_agrees_as_well(tiny_checkpoint):
     expected = predict_photo_by_photo(images, tiny_checkpoint)
     tiny = load_sam2("sam2.1_hiera_tiny", checkpoints_dir=tiny_checkpoint.parent)
     for image, result, (mask, score) in zip(images, predict_sam2(images, tiny), expected, strict=True):
-        assert (subject_mask(image, result.mask_logits) == mask).all()
+        assert_same(image, result.mask_logits, mask)
         assert result.score == pytest.approx(score, abs=1e-5)
 
 
@@ -134,7 +147,7 @@ def test_a_box_and_its_centre_give_the_mask_of_metas_predictor_whatever_its_neig
     assert (without != expected[0]).any()  # the box says something
     alone = [predict_sam2([image], micro, focuses=[focus])[0] for image, focus in zip(images, focuses, strict=True)]
     for image, result, mask, focus in zip(images, alone, expected, focuses, strict=True):
-        assert (subject_mask(image, result.mask_logits) == mask).all()
+        assert_same(image, result.mask_logits, mask)
         assert result.focus == focus
     for rows in ([0, 1, 2], [1, 2], [2, 0]):
         some = predict_sam2([images[row] for row in rows], micro, focuses=[focuses[row] for row in rows])
@@ -351,7 +364,7 @@ def test_logits_of_any_size_are_handed_on_as_metas_predictor_does(sam2_checkpoin
     results = predict_sam2(images, load_sam2(str(path)))
     assert all(np.abs(result.mask_logits).max() > 64 for result in results)
     for image, result, (mask, score) in zip(images, results, predict_photo_by_photo(images, path), strict=True):
-        assert (subject_mask(image, result.mask_logits) == mask).all()
+        assert_same(image, result.mask_logits, mask)
         assert result.score == pytest.approx(score, abs=1e-5)
 
 
